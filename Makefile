@@ -1,0 +1,105 @@
+# The commands of this repository; `make help` lists them.
+#
+# Everything lives inside the clone: .uv/ (the installer, where the machine has none that works),
+# .venv/ (Python and all packages, exactly those of requirements.lock) and outputs/ (what you make).
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format format-check lint types setup lock clean graphics
+.DELETE_ON_ERROR:
+
+PYTHON := .venv/bin/python
+# Extra arguments: make demo ARGS="seed=1", make test ARGS="tests/envs -x"
+ARGS ?=
+
+# A `uv` on the PATH can be a shim without a program behind it, so it counts only if it runs.
+UV := $(shell if uv --version >/dev/null 2>&1; then echo uv; else echo .uv/bin/uv; fi)
+UV_BOOTSTRAP := $(filter .uv/bin/uv,$(UV))
+
+# An environment whose interpreter has gone is not complete.
+$(shell test -x $(PYTHON) || rm -f .venv/.complete)
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+demo: graphics setup ## collect, train, drive the arm, imagine, report (about 15 minutes on 2 cores)
+	@$(PYTHON) -m envs.rendering
+	@$(PYTHON) -m scripts.demo $(ARGS)
+
+test: graphics setup ## run the tests
+	@$(PYTHON) -m pytest -q $(ARGS)
+
+check: format-check lint types test ## format, lint, types, tests: what must pass before a commit
+
+format: setup ## rewrite the code in the one format
+	@$(PYTHON) -m ruff format .
+	@$(PYTHON) -m ruff check --fix --exit-zero .
+
+format-check: setup
+	@$(PYTHON) -m ruff format --check .
+
+lint: setup ## look for likely mistakes
+	@$(PYTHON) -m ruff check .
+
+# The adapter is a package of its own that lives inside policies/, hence the second call.
+types: setup ## check the types
+	@$(PYTHON) -m mypy
+	@MYPYPATH=policies $(PYTHON) -m mypy -p lerobot_policy_selfflow
+
+setup: .venv/.complete ## make the environment (5 GB the first time, a second afterwards)
+
+lock: $(UV_BOOTSTRAP) ## resolve pyproject.toml into requirements.lock
+	@echo "lock: resolving pyproject.toml"
+	@$(UV) --no-config --quiet pip compile pyproject.toml --extra dev --universal \
+		--python-version 3.12 --generate-hashes --no-annotate --no-header \
+		--output-file requirements.lock >/dev/null
+	@{ echo '# Exact versions, base and development, made from pyproject.toml by: make lock'; \
+		cat requirements.lock; } > requirements.lock.new && mv requirements.lock.new requirements.lock
+	@echo "lock: $$(grep -c == requirements.lock) packages in requirements.lock"
+
+clean: ## remove the environment and all caches (outputs/ is kept)
+	@echo "clean: removing .venv .uv build dist and caches; outputs/ is kept"
+	@rm -rf .venv .uv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---------------------------------------------------------------------------------------------
+# What the commands above rest on.
+
+# In a folder with a .python-version, a pyenv `python3` may refuse to run: take the first that does.
+.uv/bin/uv:
+	@echo "setup: no working uv on this machine, installing one into .uv/"
+	@python=; for p in python3 /usr/bin/python3 python3.12 python3.13 python3.11 python3.10; do \
+		if $$p -c 'import venv, ensurepip' >/dev/null 2>&1; then python=$$p; break; fi; done; \
+	if [ -z "$$python" ]; then \
+		echo "setup: this needs a python3 that can make virtual environments:"; \
+		echo "apt-get install -y python3-venv"; exit 1; fi; \
+	if ! output=$$($$python -m venv --clear .uv && .uv/bin/python -m pip install uv 2>&1); then \
+		echo "$$output"; exit 1; fi
+
+# uv's output is shown only if it fails: it comments on every Python that it looks at.
+$(PYTHON): | $(UV_BOOTSTRAP)
+	@echo "setup: making .venv with Python $$(cat .python-version)"
+	@rm -rf .venv; if ! output=$$($(UV) venv --python "$$(cat .python-version)" .venv 2>&1); then \
+		echo "$$output"; \
+		echo "setup: Python $$(cat .python-version) is neither here nor could it be fetched; install it"; \
+		exit 1; fi
+
+# Every file is checked against its hash, so any index that offers it will do.
+.venv/.complete: requirements.lock pyproject.toml | $(PYTHON)
+	@echo "setup: installing what requirements.lock lists"
+	@if [ -t 2 ]; then quiet=; else quiet=--quiet; fi; \
+	$(UV) pip sync $$quiet --python $(PYTHON) --require-hashes \
+		--index-strategy unsafe-best-match requirements.lock
+	@$(UV) pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# A second's look before gigabytes are fetched; `python -m envs.rendering` later draws a real frame.
+# A display, or a backend that was chosen by hand, is left alone.
+graphics: | $(PYTHON)
+	@if [ "$$(uname -s)" != Linux ] || [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || \
+		[ "$$MUJOCO_GL" = glfw ]; then exit 0; fi; \
+	loads() { $(PYTHON) -c 'import ctypes, sys; [ctypes.CDLL(n) for n in sys.argv[1:]]' "$$@" \
+		2>/dev/null; }; \
+	loads libEGL.so.1 libEGL_mesa.so.0 || loads libEGL.so.1 libEGL_nvidia.so.0 || \
+	loads libOSMesa.so.8 || loads libOSMesa.so.6 || loads libOSMesa.so || { \
+		echo "rendering: found neither EGL nor OSMesa to draw camera images with; install Mesa:"; \
+		echo "apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri"; exit 1; }

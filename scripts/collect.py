@@ -1,0 +1,324 @@
+"""Collect demonstrations of a scripted expert as a LeRobot v3.0 dataset.
+
+``python -m scripts.collect env=reach_around episodes=1000 seed=0 out=DIR``
+
+Attempt number i depends on the seed and on i alone, and attempts enter the dataset in order: the
+result is the same with any number of workers, and interrupted (Ctrl-C, SIGTERM, SIGKILL) and
+resumed by the same command, the same again. Ctrl-C and SIGTERM keep every finished episode, SIGKILL
+all but those since the last commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+import numpy as np
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+import envs
+
+if TYPE_CHECKING:
+    from envs.base import ArmEnv
+    from envs.recording import Episode
+
+Progress = Callable[[int, int], None]
+"""Called with the number of episodes in the dataset and the number wanted."""
+
+_MAX_FAILURES_IN_A_ROW = 100
+
+
+@dataclass
+class CollectConfig:
+    """What to collect.
+
+    Attributes:
+        env: short name or Gymnasium id.
+        episodes: successful episodes wanted in the dataset, those already there included.
+        seed: of the whole collection.
+        out: the dataset's folder.
+        image_size: pixels: a number, or [height, width].
+        cameras: of the environment; [] for none.
+        target: "easy", "hard" or [width, tolerance] in metres; null is the environment's default.
+        workers: simulating processes; 0 simulates in this one.
+        commit_every: episodes per file; a SIGKILL loses at most these.
+    """
+
+    env: str = "reach_around"
+    episodes: int = 1000
+    seed: int = 0
+    out: str = MISSING
+    image_size: Any = 96
+    cameras: list[str] = field(default_factory=lambda: ["front", "wrist"])
+    target: Any = None
+    workers: int = 2
+    commit_every: int = 20
+
+
+ConfigStore.instance().store("collect_schema", CollectConfig)
+
+
+@dataclass
+class CollectResult:
+    """What a collection came to.
+
+    Attributes:
+        root: the dataset's folder.
+        episodes, frames: in the dataset.
+        attempts: episodes tried for them; the expert's success rate is episodes / attempts.
+        collected: episodes added by this call.
+        seconds: it took.
+    """
+
+    root: Path
+    episodes: int
+    frames: int
+    attempts: int
+    collected: int
+    seconds: float
+
+
+def collect(config: CollectConfig, progress: Progress | None = None) -> CollectResult:
+    """Collect until the dataset holds ``config.episodes`` episodes.
+
+    Raises:
+        KeyboardInterrupt: at Ctrl-C, after what is finished has been committed.
+        ValueError, FileExistsError: see `envs.dataset.DatasetWriter` and `envs.make`.
+        RuntimeError: the expert keeps failing.
+    """
+    from envs.dataset import DatasetWriter  # not for the workers, which import this module too
+
+    if config.episodes < 1 or config.commit_every < 1 or config.workers < 0:
+        raise ValueError(
+            "episodes and commit_every are at least 1, workers at least 0; found "
+            f"episodes={config.episodes}, commit_every={config.commit_every}, "
+            f"workers={config.workers}"
+        )
+    start = time.perf_counter()
+    env = _make_env(config)
+    writer = DatasetWriter(
+        Path(config.out),
+        fps=env.metadata["render_fps"],
+        cameras=env.cameras,
+        image_size=env.image_size,
+        state_names=env.state_names,
+        action_names=env.action_names,
+        task=env.task_description,
+        robot_type=env.robot_type,
+        source={
+            "env": envs.find(config.env).gym_id,
+            "seed": config.seed,
+            "image_size": list(env.image_size),
+            "cameras": list(env.cameras),
+            "target": config.target,
+        },
+    )
+    env.close()
+    done = before = writer.total_episodes
+    report = progress or (lambda done, total: None)
+    report(done, config.episodes)
+    failures = 0
+    with (
+        _deferred_signals() as received,
+        contextlib.closing(_attempts(config, writer.next_attempt)) as attempts,
+    ):
+        try:
+            while done < config.episodes and not received:
+                attempt, episode = next(attempts)
+                if episode.success[-1]:
+                    failures = 0
+                    writer.add(episode, attempt)
+                    done += 1
+                    report(done, config.episodes)
+                    if done % config.commit_every == 0:
+                        writer.commit()
+                    continue
+                failures += 1
+                if failures == _MAX_FAILURES_IN_A_ROW:
+                    raise RuntimeError(
+                        f"the expert of {config.env} failed {failures} times in a row, the last "
+                        f"time in attempt {attempt} (seed {episode.seed})"
+                    )
+        finally:
+            writer.commit()
+    return CollectResult(
+        root=writer.root,
+        episodes=writer.total_episodes,
+        frames=writer.total_frames,
+        attempts=writer.next_attempt,
+        collected=writer.total_episodes - before,
+        seconds=time.perf_counter() - start,
+    )
+
+
+@contextlib.contextmanager
+def _deferred_signals() -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block; yields the list of those received.
+
+    An exception out of the middle of writing an episode would leave half of it in the video. At the
+    end of the block the signal is raised again and takes its usual course.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread receives signals
+        return
+    previous = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])
+
+
+def attempt_seed(seed: int, attempt: int) -> int:
+    """The seed of one attempt: 32 bits of a hash of both, so that no two collections overlap."""
+    return int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0])
+
+
+def _make_env(config: CollectConfig) -> ArmEnv:
+    options = {} if config.target is None else {"target": config.target}
+    env = envs.make(
+        config.env,
+        image_size=config.image_size,
+        cameras=tuple(config.cameras),
+        disable_env_checker=True,
+        **options,
+    )
+    return env.unwrapped  # type: ignore[return-value]
+
+
+def _attempts(config: CollectConfig, first: int) -> Generator[tuple[int, Episode], None, None]:
+    """All attempts from `first` on, in order, without end; simulated by workers if there are any."""
+    if config.workers == 0:
+        attempt = first
+        _start_worker(config, in_worker=False)
+        while True:
+            yield attempt, _run_attempt(attempt_seed(config.seed, attempt))
+            attempt += 1
+
+    pool = ProcessPoolExecutor(
+        config.workers,
+        # A fork would copy threads and OpenGL's state, which then hangs.
+        mp_context=multiprocessing.get_context("forkserver"),
+        initializer=partial(_start_worker, config),
+    )
+    try:
+        attempt = first
+        running: deque[Future[Episode]] = deque()
+        while True:
+            while len(running) < 3 * config.workers:
+                seed = attempt_seed(config.seed, attempt + len(running))
+                running.append(pool.submit(_run_attempt, seed))
+            try:
+                episode = running.popleft().result()
+            except BrokenProcessPool as error:
+                raise RuntimeError(
+                    "a simulating process ended unexpectedly (out of memory, or killed); "
+                    "the same command goes on where this one stopped"
+                ) from error
+            yield attempt, episode
+            attempt += 1
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+# What a worker process holds.
+_worker_env: ArmEnv
+
+
+def _start_worker(config: CollectConfig, in_worker: bool = True) -> None:
+    global _worker_env
+    _worker_env = _make_env(config)
+    if in_worker:
+        # Ctrl-C reaches the whole process group: the parent decides when to stop.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """End this worker when its parent is killed, which no one else would tell it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run_attempt(seed: int) -> Episode:
+    from envs.recording import record
+
+    return record(_worker_env, seed)
+
+
+@hydra.main(version_base=None, config_path="../configs", config_name="collect")
+def main(values: DictConfig) -> None:
+    """Collect, with a progress bar."""
+    if OmegaConf.is_missing(values, "out"):
+        raise SystemExit("out is missing: say where the dataset goes, as in out=outputs/data")
+    config: CollectConfig = OmegaConf.to_object(values)  # type: ignore[assignment]
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    # SIGTERM ends like Ctrl-C: what is finished is committed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console = Console()
+    columns = (
+        TextColumn("collecting"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("episodes"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=console)
+    task = bar.add_task("", total=config.episodes)
+
+    def show(done: int, total: int) -> None:
+        bar.start()  # not before there is something to show: an error may come first
+        bar.update(task, completed=done)
+
+    try:
+        result = collect(config, show)
+    except KeyboardInterrupt:
+        bar.stop()
+        console.print(f"Stopped. {config.out} holds what is finished; the same command goes on.")
+        raise SystemExit(130) from None
+    except (ValueError, FileExistsError) as error:
+        raise SystemExit(str(error)) from None
+    finally:
+        bar.stop()
+    rate = 60 * result.collected / result.seconds
+    console.print(
+        f"{result.root}: {result.episodes} episodes, {result.frames} frames; the expert succeeded "
+        f"in {result.episodes} of {result.attempts} attempts. "
+        f"{result.collected} new in {result.seconds:.1f} s ({rate:.0f} a minute)."
+    )
+
+
+if __name__ == "__main__":
+    main()

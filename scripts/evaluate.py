@@ -1,0 +1,475 @@
+"""Judge a checkpoint: success, smoothness, latency, beside floors and the expert.
+
+::
+
+    python -m scripts.evaluate checkpoint=outputs/train env=reach_around episodes=200 seed=0 \
+        out=outputs/evaluate
+
+writes ``report.json``, ``report.html`` and ``report.png`` into ``out``, with ``config.yaml``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium as gym
+import hydra
+import numpy as np
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+import envs
+from policies import report as reports
+from policies.evaluation import (
+    Episode,
+    Evaluation,
+    episode_seeds,
+    evaluate,
+    replay,
+)
+from policies.figure import JointTrace, Landmark, TopView
+from policies.floors import HoldPolicy, RandomPolicy
+from policies.media import Strip, Video
+from policies.scores import Axes
+from policies.smoothness import MotionLimits
+from policies.stamp import stamp
+from policies.types import Decision, Observation, Policy
+from worldmodel.types import Spec
+
+
+@dataclass
+class LimitsConfig:
+    """Per joint: rad/s, rad/s^2, rad/s^3."""
+
+    velocity: list[float] = field(default_factory=list)
+    acceleration: list[float] = field(default_factory=list)
+    jerk: list[float] = field(default_factory=list)
+
+
+@dataclass
+class EvaluateConfig:
+    """Values and their meaning: ``configs/evaluate.yaml``."""
+
+    checkpoint: str = MISSING
+    env: str = "reach_around"
+    options: Any = None
+    episodes: int = 200
+    seed: int = 0
+    purpose: str = "reported"
+    out: str = "outputs/evaluate"
+    steps: int = 5
+    num_envs: int = 16
+    device: str = "auto"
+    floors: bool = True
+    expert: bool = True
+    latency_episodes: int = 20
+    videos: int = 4
+    video_size: int = 320
+    compare: list[str] = field(default_factory=list)
+    limits: LimitsConfig | None = None
+
+
+ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
+
+
+class ExpertPolicy:
+    """The scripted expert of every slot's environment; it reads the simulator, not the cameras.
+
+    Args:
+        env_name: short name of the environment.
+        slots: the environments that are evaluated, in the order of the slots.
+    """
+
+    name = "expert"
+
+    def __init__(self, env_name: str, slots: Sequence[gym.Env]) -> None:
+        self.env_name, self.slots = env_name, slots
+        self._experts: dict[int, Any] = {}
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self.reset_slots(range(len(seeds)), seeds)
+
+    def reset_slots(self, slots: Sequence[int], seeds: Sequence[int]) -> None:
+        for slot, seed in zip(slots, seeds, strict=True):
+            self._experts[slot] = envs.make_expert(self.env_name, self.slots[slot], seed=seed)
+            self._experts[slot].reset()
+
+    def act(self, observation: Observation, active: np.ndarray) -> Decision:
+        size = (len(active), *(self.slots[0].action_space.shape or ()))
+        action = np.zeros(size, np.float32)
+        for slot in np.flatnonzero(active):
+            action[slot] = self._experts[slot].act()
+        return Decision(action, np.asarray(active, bool).copy())
+
+
+def environment_options(config: EvaluateConfig, policy: Policy) -> dict[str, Any]:
+    """Options that make the world look as it did in training; ``config.options`` overrides them.
+
+    Cameras and image size are the checkpoint's; further options (such as the target's size) are
+    those stamped by the data that it was trained on.
+    """
+    options: dict[str, Any] = {}
+    spec: Spec | None = getattr(policy, "spec", None)
+    if spec is not None:
+        options |= {"cameras": list(spec.cameras), "image_size": list(spec.image_size)}
+    trained_in = (getattr(policy, "stamp", None) or {}).get("environment") or {}
+    if trained_in.get("name") == config.env:
+        options |= trained_in.get("options") or {}
+    return options | dict(config.options or {})
+
+
+def environment_spec(env: gym.Env) -> Spec:
+    """The facts of a world, in the form that a checkpoint carries."""
+    world: Any = env.unwrapped
+    return Spec(
+        cameras=tuple(world.cameras),
+        image_size=tuple(world.image_size),
+        state_names=tuple(world.state_names),
+        action_names=tuple(world.action_names),
+        fps=float(env.metadata["render_fps"]),
+        tasks=(world.task_description,),
+        action_kind="absolute",
+    )
+
+
+def run_evaluation(
+    config: EvaluateConfig, policy: Policy, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Evaluate `policy` as `config` says, write the report into ``config.out``, return it.
+
+    Args:
+        policy: the policy in question. If it has a ``spec`` (`worldmodel.types.Spec`), the world
+            is refused by name of the first difference where it does not fit.
+        progress: a running rich display to add bars to; None shows nothing.
+
+    Raises:
+        worldmodel.types.SpecMismatchError: if the world is not what the policy was made for.
+    """
+    bars = _Bars(progress)
+    seeds = episode_seeds(config.episodes, config.seed, config.purpose)
+    options = environment_options(config, policy)
+    blind = options | {"cameras": []}
+
+    probe = envs.make(config.env, **options)
+    world: Any = probe.unwrapped
+    box: Any = probe.action_space
+    spec: Spec | None = getattr(policy, "spec", None)
+    if spec is not None:
+        spec.require_same(environment_spec(probe), "the checkpoint", f"environment {config.env}")
+    axes = Axes.from_names(world.action_names, world.state_names, box.low, box.high)
+    probe.close()
+
+    def run(policy: Policy, title: str, seeds: list[int], slots: int, **kwargs: Any) -> Evaluation:
+        with bars.bar(title, len(seeds)) as advance:
+            return evaluate(
+                policy,
+                kwargs.pop("make", lambda: envs.make(config.env, **options)),
+                seeds,
+                num_envs=slots,
+                trace=tip_position,
+                on_episode=lambda _: advance(),
+            )
+
+    evaluation = run(policy, "policy", seeds, config.num_envs)
+    single = None
+    if config.latency_episodes:
+        single = run(policy, "latency, one arm", seeds[: config.latency_episodes], 1)
+
+    def unseen() -> gym.Env:
+        return envs.make(config.env, **blind)
+
+    floors: dict[str, Evaluation] = {}
+    if config.floors:
+        floors["random"] = run(RandomPolicy(box.low, box.high), "random", seeds, 1, make=unseen)
+        columns = [world.state_names.index(name) for name in world.action_names]
+        floors["hold"] = run(HoldPolicy(columns), "hold still", seeds, 1, make=unseen)
+    expert = None
+    if config.expert:
+        slot = unseen()
+        expert = run(ExpertPolicy(config.env, [slot]), "expert", seeds, 1, make=[slot])
+        slot.close()
+
+    report = reports.build_report(
+        evaluation,
+        axes,
+        floors=floors,
+        expert=expert,
+        single=single,
+        limits=MotionLimits(**asdict(config.limits)) if config.limits else None,
+    )
+    report |= {
+        "title": envs.find(config.env).gym_id,
+        "subtitle": _subtitle(config, policy, options),
+        "environment": {"name": config.env, "options": options},
+        "stamp": stamp()
+        | {
+            "config": asdict(config),
+            "seeds": {"first": seeds[0], "last": seeds[-1], "purpose": config.purpose},
+            "checkpoint": getattr(policy, "stamp", None),
+        },
+    }
+    report["comparisons"] = {
+        folder: reports.compare(reports.strict(report), _read_report(Path(folder)))
+        for folder in config.compare
+    }
+    videos = film(config, evaluation, blind, bars)
+    strip = imagined_strip(policy, config.env, options, seeds[0])
+    shown = next((e for e in evaluation.episodes if e.success), evaluation.episodes[0])
+    reports.write_report(
+        report,
+        config.out,
+        videos=videos,
+        strips=[strip] if strip is not None else [],
+        view=top_view(config, evaluation, blind),
+        trace=joint_trace(shown, axes, evaluation.fps),
+    )
+    return reports.strict(report)
+
+
+def imagined_strip(
+    policy: Policy, env_name: str, options: dict[str, Any], seed: int
+) -> Strip | None:
+    """What the policy's world model expects to see, below what the camera saw.
+
+    The expert plays one reset; the world model gets the first frames and the commands. None for a
+    policy without a world model (``policy.imagine``) or without a camera.
+    """
+    imagine: Callable[..., tuple[np.ndarray, np.ndarray]] | None = getattr(policy, "imagine", None)
+    if imagine is None or not options.get("cameras"):
+        return None
+    env = envs.make(env_name, **options)
+    observation, _ = env.reset(seed=seed)
+    expert = envs.make_expert(env_name, env, seed=seed)
+    expert.reset()
+    seen, commands, over = [observation], [], False
+    while not over:
+        commands.append(expert.act())
+        observation, _, terminated, truncated, _ = env.step(commands[-1])
+        seen.append(observation)
+        over = terminated or truncated
+    env.close()
+    images = {c: np.stack([o["pixels"][c] for o in seen]) for c in options["cameras"]}
+    state = np.stack([o["agent_pos"] for o in seen])
+    imagined, at = imagine(images, state, np.stack(commands))
+    fps = float(env.metadata["render_fps"])
+    real = images[options["cameras"][0]][at]
+    return Strip(
+        title="Imagined from the commands, beside what the camera saw",
+        rows=np.stack([real, imagined]),
+        labels=["camera", "imagined"],
+        columns=[f"+{index / fps:.1f} s" for index in at],
+        caption="A held-out reset played by the expert. The world model sees the first frames and "
+        "the commands, never a later frame.",
+    )
+
+
+def film(
+    config: EvaluateConfig, evaluation: Evaluation, options: dict[str, Any], bars: _Bars
+) -> list[Video]:
+    """The first successes and the first failures, replayed in a larger picture."""
+    numbered = list(enumerate(evaluation.episodes, start=1))
+    chosen = [
+        pair
+        for outcome in (True, False)
+        for pair in [(i, e) for i, e in numbered if e.success == outcome][: config.videos]
+    ]
+    videos: list[Video] = []
+    if not chosen:
+        return videos
+    env = envs.make(
+        config.env,
+        render_mode="rgb_array",
+        **(options | {"render_size": config.video_size}),
+    )
+    with bars.bar("filming", len(chosen)) as advance:
+        for number, episode in chosen:
+            videos.append(
+                Video(
+                    title=f"Reset {number} of {len(numbered)}",
+                    frames=replay(env, episode),
+                    fps=evaluation.fps,
+                    success=episode.success,
+                    caption=_caption(episode, evaluation.fps),
+                )
+            )
+            advance()
+    env.close()
+    return videos
+
+
+def top_view(
+    config: EvaluateConfig, evaluation: Evaluation, options: dict[str, Any], paths: int = 60
+) -> TopView:
+    """The fingertip's paths of the first episodes from above, the arm below the picture."""
+    shown = evaluation.episodes[:paths]
+    landmarks = []
+    env = envs.make(config.env, **options)
+    world: Any = env.unwrapped
+    if hasattr(world, "post"):
+        posts = []
+        for episode in shown:
+            env.reset(seed=episode.seed)
+            posts.append(world.post[:2].copy())
+        x, y = np.mean(posts, axis=0)
+        landmarks.append(Landmark((-float(y), float(x)), world.POST_RADIUS, "#3D4B5C", "post"))
+    env.close()
+    return TopView(
+        paths=[from_above(e) for e in shown],
+        modes=[e.mode for e in shown],
+        successes=[e.success for e in shown],
+        landmarks=landmarks,
+        title=f"Fingertip from above, first {len(shown)} resets",
+    )
+
+
+def tip_position(env: gym.Env) -> np.ndarray:
+    """Where the point between the fingertips is: ``[3]``, metres."""
+    world: Any = env.unwrapped
+    return world.tip
+
+
+def from_above(episode: Episode) -> np.ndarray:
+    """An episode's path ``[T + 1, 2]`` as the arm sees it: its left to the left, forward up."""
+    assert episode.trace is not None, "evaluated without a trace"
+    return np.stack([-episode.trace[:, 1], episode.trace[:, 0]], axis=1)
+
+
+def joint_trace(episode: Episode, axes: Axes, fps: float) -> JointTrace:
+    """Commands and motion of one episode, both in the time in which they were known."""
+    return JointTrace(
+        seconds=np.arange(episode.steps) / fps,
+        commands=episode.commands[:, axes.action],
+        motion=episode.positions[:-1, axes.state],
+        names=axes.names,
+        chunk_starts=episode.chunk_starts,
+        title="Joints of the first solved reset" if episode.success else "Joints of a failed reset",
+    )
+
+
+def print_summary(report: dict[str, Any], out: Path, console: Console) -> None:
+    """The report's main numbers as a table, and where the rest is."""
+    table = Table(title=report["title"], title_justify="left", show_header=True)
+    for column in ("", "solved", "rate", "95 % interval"):
+        table.add_column(column)
+    rows = {"policy": report["success"]}
+    if report["expert"]:
+        rows["expert"] = report["expert"]
+    for name, value in (rows | report["floors"]).items():
+        table.add_row(
+            name,
+            f"{value['k']} of {value['n']}",
+            f"{value['rate']:.1%}",
+            f"{value['low']:.1%} to {value['high']:.1%}",
+        )
+    console.print(table)
+    shares = ", ".join(
+        f"{k} {v:.0%}" for k, v in report["modes"]["shares"].items() if v is not None
+    )
+    if shares:
+        console.print(f"ways of the successes: {shares}")
+    latency = report["latency_ms"]
+    if latency["p95"] is not None:
+        console.print(f"chunk in {latency['p50']:.1f} ms (p95 {latency['p95']:.1f} ms)")
+    for name, difference in report["comparisons"].items():
+        console.print(
+            f"minus {name}: {100 * difference['difference']:+.1f} points "
+            f"[{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]"
+        )
+    console.print(f"report: {out / 'report.html'}")
+
+
+class _Bars:
+    """Progress bars, or nothing where there is no display."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+
+    def bar(self, title: str, total: int) -> _Bar:
+        return _Bar(self.progress, title, total)
+
+
+class _Bar:
+    """One bar; entering it gives the function that advances it by one."""
+
+    def __init__(self, progress: Progress | None, title: str, total: int) -> None:
+        self.progress, self.title, self.total = progress, title, total
+
+    def __enter__(self) -> Callable[[], None]:
+        if self.progress is None:
+            return lambda: None
+        progress, task = self.progress, self.progress.add_task(self.title, total=self.total)
+        return lambda: progress.advance(task)
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _subtitle(config: EvaluateConfig, policy: Policy, options: dict[str, Any]) -> str:
+    steps = getattr(getattr(policy, "config", None), "steps", None)
+    parts = [f"policy {policy.name}" + (f", {steps} sampling steps" if steps else "")]
+    parts += [f"{k} {v}" for k, v in options.items() if k not in ("cameras", "image_size")]
+    if size := options.get("image_size"):
+        cameras = " and ".join(options.get("cameras") or ["no"])
+        parts.append(f"{cameras} camera at {'x'.join(str(s) for s in np.atleast_1d(size))} px")
+    parts.append(f"{config.purpose} resets, block {config.seed}")
+    return ", ".join(parts)
+
+
+def _caption(episode: Episode, fps: float) -> str:
+    way = f"{episode.mode}, " if episode.mode else ""
+    if episode.success_step is not None:
+        return f"{way}solved after {episode.success_step / fps:.1f} s"
+    distance = f"{100 * episode.distance:.0f} cm to go" if episode.distance >= 0 else "not solved"
+    return f"{way}{distance} after {episode.steps / fps:.1f} s"
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    file = path / "report.json" if path.is_dir() else path
+    if not file.exists():
+        raise FileNotFoundError(
+            f"compare: there is no report at {file}; give the folder that an evaluation wrote"
+        )
+    return json.loads(file.read_text())
+
+
+def new_progress() -> Progress:
+    """The bars that this script shows."""
+    return Progress(
+        TextColumn("{task.description:>16}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+
+
+@hydra.main(version_base=None, config_path="../configs", config_name="evaluate")
+def main(config: Any) -> None:
+    settings = cast(EvaluateConfig, OmegaConf.to_object(config))
+    from policies.flow_policy import FlowPolicy, PolicyConfig
+
+    policy = FlowPolicy.from_checkpoint(
+        settings.checkpoint, PolicyConfig(steps=settings.steps, device=settings.device)
+    )
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, out / "config.yaml")
+    with new_progress() as progress:
+        report = run_evaluation(settings, policy, progress)
+    print_summary(report, out, Console())
+
+
+if __name__ == "__main__":
+    main()

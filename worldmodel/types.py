@@ -1,0 +1,144 @@
+"""The types that flow through the world model.
+
+Dimension letters, used in every docstring of this package:
+
+====  =====================================================
+B     batch
+T     frames of a window: P past ones, then F future ones
+P, F  past frames (the last one is "now"), future frames
+C, H, W  channels, height, width of a frame
+S, A  size of the state vector, of the action vector
+K     steps of an action chunk; step 0 leaves frame "now"
+N     tokens of one modality;  L  tokens of all modalities
+D     width of the transformer;  E  width of one patch
+====  =====================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
+
+
+class SpecMismatchError(ValueError):
+    """Two specs (checkpoint, dataset, environment, robot) disagree; says where first."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The facts of a dataset or a robot that a model is built for.
+
+    Discovered from data, saved with every checkpoint, never written into a config.
+
+    Attributes:
+        cameras: camera names in order; empty when there is no video.
+        image_size: ``(H, W)`` in pixels of the frames that the model sees.
+        state_names: one name per state dimension.
+        action_names: one name per action dimension.
+        fps: frames, states and actions per second.
+        tasks: task texts; a window's ``task`` is an index into them.
+        stats: ``{"state"|"action": {statistic: [float, ...]}}`` of the training split, the
+            statistics being those of `STATISTICS`.
+        robot_type: the dataset's robot type, or "".
+        action_kind: "absolute" or "delta", as far as it is known, else "unknown".
+    """
+
+    cameras: tuple[str, ...]
+    image_size: tuple[int, int]
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    fps: float
+    tasks: tuple[str, ...] = ()
+    stats: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    robot_type: str = ""
+    action_kind: str = "unknown"
+
+    @property
+    def state_dim(self) -> int:
+        return len(self.state_names)
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action_names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Spec:
+        """The inverse of `to_dict` (JSON turns tuples into lists; this turns them back)."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown fields in a spec: {unknown}; it has {sorted(known)}")
+        tuples = ("cameras", "image_size", "state_names", "action_names", "tasks")
+        return cls(**{k: tuple(v) if k in tuples else v for k, v in values.items()})
+
+    def require_same(self, other: Spec, mine: str, theirs: str, *, image_size: bool = True) -> None:
+        """Refuse `other` by naming the first difference that would change what the model means.
+
+        Args:
+            mine, theirs: what the two specs are called in the error.
+            image_size: also compare image sizes (frames can be resized, so it is optional).
+
+        Raises:
+            SpecMismatchError: at the first difference.
+        """
+        names = ["cameras", "state_names", "action_names", "fps", "action_kind"]
+        if image_size:
+            names.append("image_size")
+        for name in names:
+            a, b = getattr(self, name), getattr(other, name)
+            if name == "action_kind" and "unknown" in (a, b):
+                continue
+            if a != b:
+                raise SpecMismatchError(
+                    f"{theirs} does not fit {mine}: {name} is {b!r}, expected {a!r}"
+                )
+
+
+@dataclass
+class Window:
+    """One batch of windows, as the dataset gives them: unnormalised.
+
+    Attributes:
+        video: camera name -> uint8 ``[B, T, C, H, W]``, past frames then future frames.
+        state: float32 ``[B, T, S]`` at the same frames.
+        action: float32 ``[B, K, A]``; step k leaves frame ``now + k``.
+        frame_valid: bool ``[B, T]``, False where the frame lies outside the episode
+            (its content is then the nearest frame inside).
+        action_valid: bool ``[B, K]``, False past the episode's end (last action repeated).
+        task: int64 ``[B]``, index into ``Spec.tasks``; -1 for "no task".
+        index: int64 ``[B]``, the window's number in its split.
+    """
+
+    video: dict[str, Tensor]
+    state: Tensor
+    action: Tensor
+    frame_valid: Tensor
+    action_valid: Tensor
+    task: Tensor
+    index: Tensor
+
+    def to(self, device: torch.device | str) -> Window:
+        """The same window on another device."""
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True)
+            for f in dataclasses.fields(self)
+            if f.name != "video"
+        }
+        return Window(video={k: v.to(device, non_blocking=True) for k, v in self.video.items()}, **moved)
+
+
+@dataclass
+class Losses:
+    """What an objective returns: the scalar to minimise and what to log beside it."""
+
+    total: Tensor
+    logs: dict[str, float | Tensor] = field(default_factory=dict)
