@@ -12,7 +12,7 @@
         observation, reward, terminated, truncated, info = env.step(expert.act())
 
 The tasks are registered with Gymnasium too: ``gymnasium.make("selfflow/ReachAround-v0")`` works
-once this package is installed (through the ``gymnasium.envs`` entry point) or imported.
+once this package is imported, ``gymnasium.make("envs:selfflow/ReachAround-v0")`` imports it itself.
 
 **A new task is one file and one line**: a subclass of `envs.base.ArmEnv` with its expert, and an
 entry in `TASKS`.
@@ -125,9 +125,9 @@ def find(name: str) -> Task:
 
 
 def register() -> None:
-    """Make the tasks known to Gymnasium (the ``gymnasium.envs`` entry point). Idempotent."""
+    """Make the tasks known to Gymnasium; what the ``gymnasium.envs`` entry point names."""
     for task in TASKS.values():
-        if task.gym_id not in registration.registry:
+        if task.gym_id not in registration.registry:  # called again, it changes nothing
             registration.register(
                 id=task.gym_id,
                 entry_point=f"{__name__}.{task.entry_point}",

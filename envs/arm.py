@@ -95,18 +95,12 @@ def _arm() -> str:
     link5 = _body("link5", f'pos="-0.0825 0.384 0" {back}', 2.5, 0.03, forearm + link6)
     elbow = _capsule("0 0 0", "-0.0825 0.09 0", 0.055)
     link4 = _body("link4", f'pos="0.0825 0 0" {turn}', 2.5, 0.03, elbow + link5)
-    link3 = _body(
-        "link3",
-        f'pos="0 -0.316 0" {turn}',
-        2.5,
-        0.03,
-        _capsule("0 0 0", "0.0825 0 0", 0.055) + link4,
-    )
+    shoulder = _capsule("0 0 0", "0.0825 0 0", 0.055)
+    link3 = _body("link3", f'pos="0 -0.316 0" {turn}', 2.5, 0.03, shoulder + link4)
     upper = _capsule("0 0 0", "0 -0.316 0", 0.06)
     link2 = _body("link2", back, 3.0, 0.04, upper + link3)
-    link1 = _body(
-        "link1", 'pos="0 0 0.333"', 3.0, 0.03, _capsule("0 0 -0.15", "0 0 0", 0.065) + link2
-    )
+    column = _capsule("0 0 -0.15", "0 0 0", 0.065)
+    link1 = _body("link1", 'pos="0 0 0.333"', 3.0, 0.03, column + link2)
     base = f'<geom type="cylinder" pos="0 0 0.075" size="0.085 0.075" rgba="{_ARM_COLOUR}" {_ARM}/>'
     return f'<body name="base">{base}{link1}</body>'
 

@@ -76,7 +76,7 @@ class ArmEnv(gym.Env):
         ValueError: an unknown camera or render mode, or a size that is no size.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium declares it so)
         "render_modes": ["rgb_array"],
         "render_fps": CONTROL_HZ,
     }

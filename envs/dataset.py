@@ -216,9 +216,8 @@ class DatasetWriter:
             rows.append(meta | flat)
         _write_table(pa.Table.from_pylist(rows), paths["episodes"])
 
-        self._stats = _pool(
-            [stats for stats in (self._stats, *(s for *_, s in self._pending)) if stats]
-        )
+        before = [self._stats] if self._stats else []
+        self._stats = _pool(before + [stats for *_, stats in self._pending])
         self.total_episodes += len(self._pending)
         self.total_frames += self._pending_frames
         self.next_attempt = self._pending[-1][1]["attempt"] + 1
@@ -313,7 +312,9 @@ class _Encoder:
     def __init__(self, path: Path, size: tuple[int, int], fps: int):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._container = av.open(str(path), "w", format="mp4")
-        self._stream = self._container.add_stream("libx264rgb", rate=fps, options=_ENCODER)
+        stream = self._container.add_stream("libx264rgb", rate=fps, options=_ENCODER)
+        assert isinstance(stream, av.VideoStream)
+        self._stream = stream
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = "rgb24"
         # One thread: frames are tiny, and the other cores simulate.
@@ -333,14 +334,13 @@ class _Encoder:
 def _vector_stats(columns: Mapping[str, np.ndarray]) -> Stats:
     """Exact statistics over time of ``[T]`` and ``[T, width]`` columns, ``[width]`` each."""
     stacked = np.column_stack(list(columns.values())).astype(np.float64)
+    quantiles = np.quantile(stacked, list(_QUANTILES.values()), axis=0)
     values = {
         "min": stacked.min(0),
         "max": stacked.max(0),
         "mean": stacked.mean(0),
         "std": stacked.std(0),
-        **dict(
-            zip(_QUANTILES, np.quantile(stacked, list(_QUANTILES.values()), axis=0), strict=True)
-        ),
+        **dict(zip(_QUANTILES, quantiles, strict=True)),
     }
     stats, begin = {}, 0
     for key, column in columns.items():

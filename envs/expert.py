@@ -33,7 +33,7 @@ class Expert:
     def __init__(self, env: ArmEnv, seed: int | None = None):
         self.env = env
         self.rng = np.random.default_rng(seed)
-        self._actions = np.empty((0, len(env.action_names)), np.float32)
+        self._actions: np.ndarray = np.empty((0, len(env.action_names)), np.float32)
         self._step = 0
 
     def plan(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

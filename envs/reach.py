@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,14 +28,14 @@ class Reach(ArmEnv):
     """
 
     task_description = "Move the gripper to the red marker."
-    task_variables = ("held",)
+    task_variables: ClassVar[tuple[str, ...]] = ("held",)
 
     HOVER = 0.03
     SLOW = 0.10
     HOLD_STEPS = 4
-    START = np.array([[0.32, 0.36], [-0.03, 0.03], [0.12, 0.20]])
+    START = np.array([[0.36, 0.40], [-0.03, 0.03], [0.05, 0.10]])
     """Where the tip starts: low and high per axis, in metres."""
-    REGION = np.array([[0.50, 0.66], [-0.12, 0.12]])
+    REGION = np.array([[0.52, 0.67], [-0.12, 0.12]])
     """Where the marker's centre can be, in metres."""
 
     held: float
@@ -49,7 +49,7 @@ class Reach(ArmEnv):
         # From in front and above: the arm, reaching towards the camera, hides what lies behind its
         # hand but not what it reaches for.
         return f"""
-            {front_camera(look_at=(0.515, 0.0, 0.02), distance=1.6, elevation=58, width=0.36)}
+            {front_camera(look_at=(0.522, 0.0, 0.02), distance=1.6, elevation=58, width=0.36)}
             <body name="marker" mocap="true">
               <geom type="cylinder" pos="0 0 0.001" size="{self.target_width / 2} 0.001"
                     rgba="0.95 0.05 0.05 1" {VISUAL}/>

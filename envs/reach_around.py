@@ -6,7 +6,7 @@ demonstrations runs into the post.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,10 +25,10 @@ class ReachAround(Reach):
     """
 
     task_description = "Move the gripper around the blue post to the red marker."
-    task_variables = ("held", "side", "touched")
-    info_keys = (*Reach.info_keys, "collision")
+    task_variables: ClassVar[tuple[str, ...]] = ("held", "side", "touched")
+    info_keys: ClassVar[tuple[str, ...]] = (*Reach.info_keys, "collision")
 
-    START = np.array([[0.325, 0.345], [-0.012, 0.012], [0.035, 0.055]])
+    START = np.array([[0.335, 0.355], [-0.012, 0.012], [0.035, 0.055]])
     REGION = np.array([[0.55, 0.67], [-0.10, 0.10]])
     POST = np.array([[0.455, 0.465], [-0.01, 0.01]])
     """Where the post's centre can be, in metres."""

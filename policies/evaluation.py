@@ -25,8 +25,8 @@ import numpy as np
 from .statistics import Proportion, proportion
 from .types import Decision, Observation, Policy
 
-SEED_BLOCKS = {"reported": 1_000_000_000, "sweep": 2_000_000_000}
-"""First episode seed of each purpose. Demonstrations are collected from seeds far below, so the
+SEED_BLOCKS = {"reported": 10**10, "sweep": 2 * 10**10}
+"""First episode seed of each purpose. Demonstrations are collected from seeds below 2^32, so the
 resets that results are reported on were neither trained on nor used to choose anything."""
 SEEDS_PER_RUN = 10_000
 

@@ -338,7 +338,7 @@ def draw_film(ax: Axes, video: Video, frames: int = 8) -> None:
     picks = picks.astype(int)
     labels = [f"{pick / video.fps:.1f} s" for pick in picks]
     _draw_grid(ax, video.frames[picks][None], [""], labels)
-    ax.set_title(video.title)
+    ax.set_title(f"{video.title}: {video.caption}" if video.caption else video.title)
 
 
 def draw_strip(ax: Axes, strip: Strip) -> None:
@@ -366,7 +366,7 @@ def page(
     second = [_Column([partial(draw_smoothness, report=report)], 7.0, left=2.0, right=0.3)]
     if trace is not None:
         second.append(_Column([partial(draw_joints, trace=trace)], 7.2, left=0.6))
-    rows: list[tuple[float, list[_Column]]] = [(3.5, first), (2.8, second)]
+    rows: list[tuple[float, list[_Column]]] = [(3.8, first), (2.8, second)]
     if film is not None:
         film_height = _grid_height(1, min(8, len(film.frames)), film.frames)
         rows.append((film_height, [_Column([partial(draw_film, video=film)], 1.0)]))
@@ -430,7 +430,7 @@ def _place(
         # The first panel of a column is the larger one; between two there is room for a title.
         heights = [row_height]
         if len(column.panels) == 2:
-            heights = [row_height * 0.56, row_height * 0.25]
+            heights = [row_height * 0.52, row_height * 0.25]
         for panel, panel_height in zip(column.panels, heights, strict=True):
             panel(
                 figure.add_axes(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .types import Decision, Observation
 
@@ -25,7 +26,7 @@ class RandomPolicy:
 
     name = "random"
 
-    def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
+    def __init__(self, low: ArrayLike, high: ArrayLike) -> None:
         self.low, self.high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         bad = ~(np.isfinite(self.low) & np.isfinite(self.high) & (self.low <= self.high))
         if bad.any():

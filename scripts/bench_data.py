@@ -148,6 +148,7 @@ def write(root: Path, config: BenchDataConfig) -> None:
         },
         rgb_encoder=RGBEncoderConfig(vcodec="h264", g=2, crf=23, preset="ultrafast"),
         streaming_encoding=True,
+        encoder_queue_maxsize=config.length + 1,  # a full queue drops frames
         video_backend="pyav",
     )
     rng = np.random.default_rng(0)

@@ -207,7 +207,7 @@ def _make_env(config: CollectConfig) -> ArmEnv:
 
 
 def _attempts(config: CollectConfig, first: int) -> Generator[tuple[int, Episode], None, None]:
-    """All attempts from `first` on, in order, without end; simulated by workers if there are any."""
+    """All attempts from `first` on, in order, without end; simulated by the workers, if any."""
     if config.workers == 0:
         attempt = first
         _start_worker(config, in_worker=False)

@@ -101,6 +101,7 @@ def write_dataset(
         video_backend="pyav",
         rgb_encoder=encoder,
         streaming_encoding=use_videos and bool(cameras),
+        encoder_queue_maxsize=max(lengths, default=0) + 1,  # a full queue drops frames
         data_files_size_in_mb=largest,
         video_files_size_in_mb=largest,
     )

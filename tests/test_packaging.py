@@ -118,8 +118,11 @@ for name in ("selfflow/Reach-v0", "selfflow/ReachAround-v0"):
     assert done.returncode == 0, done.stderr
 
 
-def test_lerobot_finds_the_plugin_by_its_distribution_name(project: dict) -> None:
-    name = project["project"]["name"]
+def test_lerobot_finds_the_plugin_by_its_distribution_name(wheel: Path) -> None:
+    """LeRobot imports every distribution of this prefix by its name, underscores and all."""
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        (name,) = re.findall(r"^Name: (.*)$", archive.read(metadata).decode(), re.M)
     assert name == ADAPTER.name
     assert name.startswith("lerobot_policy_")
 

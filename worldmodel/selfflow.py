@@ -173,6 +173,7 @@ class SelfFlow(nn.Module):
         self, model: WorldModel, config: ObjectiveConfig, seed: int = 0
     ) -> None:
         super().__init__()
+        self.source = config  # as configured: what checkpoints store
         self.config = config.effective()
         self.seed = seed
         self.model = model
@@ -185,7 +186,7 @@ class SelfFlow(nn.Module):
         self.student_layer = max(1, round(depth * config.student_depth))
         self.teacher_layer = max(self.student_layer + 1, round(depth * config.teacher_depth))
         self.head = FeatureHead(model.size.width, seed + 1) if self.config.feature_weight else None
-        self._shares = self._usable_shares()
+        self.shares = self._usable_shares()
 
     def _usable_shares(self) -> dict[str, float]:
         """Pattern shares, summing to 1, of the patterns that this model's modalities allow."""
@@ -218,7 +219,7 @@ class SelfFlow(nn.Module):
         """The pattern of a micro-batch: a function of (seed, step, micro)."""
         u = uniform(self.seed, "pattern", step, micro)
         total, chosen = 0.0, ""
-        for chosen, share in self._shares.items():
+        for chosen, share in self.shares.items():
             total += share
             if u < total:
                 break

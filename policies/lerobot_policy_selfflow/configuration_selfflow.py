@@ -21,8 +21,8 @@ def _identity() -> dict[str, NormalizationMode]:
 class SelfflowConfig(PreTrainedConfig):
     """A checkpoint's configuration, as LeRobot's loader parses it.
 
-    `spec`, `model`, `window` and `objective` are nested values that belong to `worldmodel`; LeRobot
-    passes them through untouched.
+    `spec`, `model`, `window` and `objective` are nested values that belong to `worldmodel` (see
+    `worldmodel.checkpoint.parse_config`); LeRobot passes them through untouched.
 
     Attributes:
         n_obs_steps: P, past frames in a window ("now" included).
@@ -36,7 +36,7 @@ class SelfflowConfig(PreTrainedConfig):
         spec: `worldmodel.types.Spec.to_dict`.
         model: fields of `worldmodel.model.ModelConfig`.
         window: fields of `worldmodel.tokens.Horizon`.
-        objective: how it was trained, and the normalisation of states and actions.
+        objective: fields of `worldmodel.selfflow.ObjectiveConfig`, how it was trained.
     """
 
     n_obs_steps: int = 2

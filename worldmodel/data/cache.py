@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import logging
 import os
 import shutil
@@ -93,7 +94,7 @@ def open_cache(
     """
     directory = directory or default_cache_dir()
     directory.mkdir(parents=True, exist_ok=True)
-    identity = repr((LAYOUT, source.stamp, keys.state, keys.action, list(keys.images.items()), size))
+    identity = repr((LAYOUT, source.stamp, keys, size))
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = directory / f"{source.root.resolve().name}-{size[0]}x{size[1]}-{digest}.h5"
     if not path.exists():
@@ -160,7 +161,8 @@ def _build(path: Path, source: Source, keys: Keys, size: tuple[int, int], progre
         with h5py.File(part, "r+") as file:
             for name, key in (("state", keys.state), ("action", keys.action)):
                 file[name][...] = source.vectors(key)
-            with _bar(source.rows * len(keys.images), f"caching {source.root.name}", progress) as advance:
+            total = source.rows * len(keys.images)
+            with _bar(total, f"caching {source.root.name}", progress) as advance:
                 for name, key in keys.images.items():
                     _fill(file[f"frames/{name}"], source, key, size, advance)
             file.attrs["source"] = source.fingerprint
@@ -202,7 +204,7 @@ def _fill(dataset: h5py.Dataset, source: Source, key: str, size: tuple[int, int]
         small = resize_frames(stacked, size).numpy()
         # Rows come as runs, at least within an episode; each run is one write.
         edges = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-        for first, end in zip(edges[:-1], edges[1:], strict=True):
+        for first, end in itertools.pairwise(edges):
             dataset[rows[first] : rows[first] + end - first] = small[first:end]
         advance(len(rows))
         rows.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,12 +64,12 @@ class DataConfig:
             DatasetError: not set, or neither text nor a list of texts.
         """
         roots = list(self.root) if isinstance(self.root, (list, tuple)) else [self.root]
-        if not roots or any(not r or not hasattr(r, "__fspath__") and not isinstance(r, str) for r in roots):
+        if not roots or not all(r and isinstance(r, (str, os.PathLike)) for r in roots):
             raise DatasetError(
                 f"data.root is {self.root!r}; set it to a LeRobot dataset: data.root=FOLDER, "
                 "data.root=owner/name, or data.root=[FOLDER,FOLDER]"
             )
-        return [str(r) for r in roots]
+        return [os.fspath(r) for r in roots]
 
     def size(self) -> tuple[int, int]:
         """`image_size` as ``(H, W)``.

@@ -16,8 +16,9 @@ from .cache import open_cache
 from .config import DataConfig
 from .errors import DatasetError, EmptyError, RootsDisagreeError
 from .keys import Keys, dimension_names, resolve_keys
-from .source import Source, open_source
+from .source import Episode, Source, open_source
 from .stats import require_finite, statistics
+from .video import require_whole_clips
 from .windows import Rows, Windows
 
 log = logging.getLogger(__name__)
@@ -82,36 +83,32 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
     _require_agreement(sources, specs)
 
     chosen = _choose_episodes(sources, config.episodes)
-    train, validation = split_episodes(chosen, config.validation, config.split_seed)
+    for source, key, episodes in zip(sources, keys, chosen, strict=True):
+        for camera in key.images.values():
+            require_whole_clips(source, camera, episodes)
+
     directory = Path(config.cache_dir).expanduser() if config.cache_dir else None
     caches = [
-        open_cache(s, k, size, directory, progress=progress)
-        for s, k in zip(sources, keys, strict=True)
+        open_cache(source, key, size, directory, progress=progress)
+        for source, key in zip(sources, keys, strict=True)
     ]
+    for source, key, cache, episodes in zip(sources, keys, caches, chosen, strict=True):
+        for values, name, names in (
+            (cache.state, key.state, specs[0].state_names),
+            (cache.action, key.action, specs[0].action_names),
+        ):
+            require_finite(values, episodes, names, name, source.name)
 
-    # From here on, episodes and rows are numbered through all roots.
-    spans: dict[int, tuple[int, int]] = {}
-    row = 0
-    for source, cache, spec, key in zip(sources, caches, specs, keys, strict=True):
-        used = [
-            (e.number, e.start, e.start + e.length)
-            for number, e in enumerate(source.episodes, start=len(spans))
-            if number in chosen
-        ]
-        require_finite(cache.state, used, spec.state_names, key.state, source.name)
-        require_finite(cache.action, used, spec.action_names, key.action, source.name)
-        first = len(spans)
-        spans |= {first + i: (row + e.start, e.length) for i, e in enumerate(source.episodes)}
-        row += source.rows
-
+    spans = _number_through(sources, chosen)
+    train, validation = split_episodes(list(spans), config.validation, config.split_seed)
     tasks, task = _merge_tasks(sources)
     frames = {c: Rows([cache.frames[c] for cache in caches]) for c in specs[0].cameras}
     state, action = Rows([c.state for c in caches]), Rows([c.action for c in caches])
     past = np.arange(1 - config.past, 1) * config.past_stride
     future = np.arange(1, config.future + 1) * config.future_stride
 
-    def windows(episodes: list[int]) -> Windows:
-        where = [(n, *spans[n]) for n in episodes]
+    def windows(numbers: list[int]) -> Windows:
+        where = [(n, *spans[n]) for n in numbers]
         return Windows(frames, state, action, task, where, past, future, config.chunk)
 
     rows = np.concatenate([np.arange(start, start + n) for start, n in (spans[e] for e in train)])
@@ -143,9 +140,7 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
     )
 
 
-def split_episodes(
-    episodes: Sequence[int], share: float, seed: int
-) -> tuple[list[int], list[int]]:
+def split_episodes(episodes: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Hold out a share of the episodes, at random by `seed`.
 
     At least one is held out of two or more (unless share is 0), and at least one is left.
@@ -184,17 +179,17 @@ def _require_agreement(sources: Sequence[Source], specs: Sequence[Spec]) -> None
         try:
             specs[0].require_same(specs[j], a.name, b.name)
         except SpecMismatchError as error:
-            raise RootsDisagreeError(f"data.root: these cannot be learnt from together: {error}") from error
+            raise RootsDisagreeError(f"data.root: no common ground: {error}") from error
     if len({s.robot_type for s in sources}) > 1:
         types = ", ".join(f"{s.name}: {s.robot_type or 'none'}" for s in sources)
         log.warning("the roots name different robots (%s), though all else agrees", types)
 
 
-def _choose_episodes(sources: Sequence[Source], wanted: object) -> list[int]:
-    """Numbers, through all roots, of the episodes to use.
+def _choose_episodes(sources: Sequence[Source], wanted: object) -> list[list[Episode]]:
+    """The episodes to use, of every root.
 
     Raises:
-        DatasetError: malformed, unknown or repeated numbers.
+        DatasetError: malformed or unknown numbers.
         EmptyError: none is left.
     """
     per_root: list[object]
@@ -209,25 +204,39 @@ def _choose_episodes(sources: Sequence[Source], wanted: object) -> list[int]:
                 f"data.episodes is {wanted!r}; with {len(sources)} roots it takes one list (or "
                 "null for all) a root, as [[0,1],null]"
             )
-    chosen: list[int] = []
-    first = 0
+    chosen: list[list[Episode]] = []
     for source, numbers in zip(sources, per_root, strict=True):
-        existing = {e.number: first + i for i, e in enumerate(source.episodes)}
-        first += len(existing)
         if numbers is None:
-            chosen += existing.values()
+            chosen.append(list(source.episodes))
             continue
         if not isinstance(numbers, (list, tuple)) or not all(type(n) is int for n in numbers):
-            raise DatasetError(f"data.episodes is {numbers!r}; it takes a list of numbers, as [0,1,5]")
-        if unknown := sorted(set(numbers) - set(existing)):
+            raise DatasetError(f"data.episodes is {numbers!r}; it takes numbers, as [0,1,5]")
+        existing = {e.number for e in source.episodes}
+        if unknown := sorted(set(numbers) - existing):
             raise DatasetError(
                 f"data.episodes: {source.name} has no episodes {unknown}; it has "
                 f"{len(existing)}, {min(existing)} to {max(existing)}"
             )
-        chosen += sorted({existing[n] for n in numbers})
-    if not chosen:
+        chosen.append([e for e in source.episodes if e.number in set(numbers)])
+    if not any(chosen):
         raise EmptyError("data.episodes leaves no episode")
     return chosen
+
+
+def _number_through(
+    sources: Sequence[Source], chosen: Sequence[Sequence[Episode]]
+) -> dict[int, tuple[int, int]]:
+    """First row and length of the chosen episodes, episodes and rows counted through all roots."""
+    spans: dict[int, tuple[int, int]] = {}
+    number = row = 0
+    for source, episodes in zip(sources, chosen, strict=True):
+        wanted = set(episodes)
+        for i, episode in enumerate(source.episodes, start=number):
+            if episode in wanted:
+                spans[i] = (row + episode.start, episode.length)
+        number += len(source.episodes)
+        row += source.rows
+    return spans
 
 
 def _merge_tasks(sources: Sequence[Source]) -> tuple[tuple[str, ...], np.ndarray]:

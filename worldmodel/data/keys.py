@@ -43,10 +43,10 @@ def resolve_keys(features: dict[str, dict[str, Any]], wanted: KeysConfig, where:
     Raises:
         KeysError: missing, ambiguous or of the wrong kind; lists what there is.
     """
-    vectors = [k for k, f in features.items() if _is_vector(k, f)]
+    state = ("observation.state", STATE_NAMES)
     return Keys(
-        action=_vector("action", wanted.action, "action", ACTION_NAMES, vectors, features, where),
-        state=_vector("state", wanted.state, "observation.state", STATE_NAMES, vectors, features, where),
+        action=_vector("action", wanted.action, ("action", ACTION_NAMES), features, where),
+        state=_vector("state", wanted.state, state, features, where),
         images=_images(wanted.images, features, where),
     )
 
@@ -98,12 +98,13 @@ def _is_depth(feature: dict[str, Any]) -> bool:
 def _vector(
     role: str,
     wanted: str | None,
-    standard: str,
-    names: set[str],
-    vectors: list[str],
+    known: tuple[str, set[str]],
     features: dict[str, dict[str, Any]],
     where: str,
 ) -> str:
+    """The key of a vector; `known` is its standard name, and other last parts of names."""
+    standard, names = known
+    vectors = [k for k, f in features.items() if _is_vector(k, f)]
     if wanted is not None:
         _require(wanted, role, features, where)
         if wanted not in vectors:
@@ -164,8 +165,8 @@ def _require(key: str, role: str, features: dict[str, dict[str, Any]], where: st
 def _listing(features: dict[str, dict[str, Any]]) -> str:
     shown = {k: f for k, f in features.items() if k not in BOOKKEEPING}
     width = max((len(k) for k in shown), default=0)
-    lines = [
-        f"  {k:<{width}}  {'depth map' if _is_depth(f) else f['dtype']} {list(f.get('shape') or ())}"
-        for k, f in shown.items()
-    ]
+    lines = []
+    for key, feature in shown.items():
+        kind = "depth map" if _is_depth(feature) else feature["dtype"]
+        lines.append(f"  {key:<{width}}  {kind} {list(feature['shape'])}")
     return "\nIts features:\n" + "\n".join(lines)

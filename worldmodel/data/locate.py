@@ -55,10 +55,11 @@ def locate(root: str) -> Path:
     missing = path.relative_to(parent).parts[0]
     guess = did_you_mean(missing, folders)
     listed = ", ".join(folders[:12]) + (", ..." if len(folders) > 12 else "") or "no folders"
-    hub = f" If a dataset of the hub is meant, write {HUB_PREFIX}{root}." if HUB_ID.fullmatch(root) else ""
-    raise RootError(
-        f"there is no dataset at {root}: {parent}/ has no {missing!r}.{guess} It holds: {listed}.{hub}"
-    )
+    message = f"there is no dataset at {root}: {parent}/ has no {missing!r}.{guess}"
+    message += f" It holds: {listed}."
+    if HUB_ID.fullmatch(root):
+        message += f" If a dataset of the hub is meant, write {HUB_PREFIX}{root}."
+    raise RootError(message)
 
 
 def read_info(root: Path) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def _not_a_dataset(root: Path) -> str:
         return f"{message}, but the folder above has one. Did you mean {str(root.parent)!r}?"
     inner = [name for name in entries if (root / name / "meta" / "info.json").is_file()]
     if inner:
-        return f"{message}, but it contains datasets: {', '.join(inner)}. Name one, or a list of them"
+        return f"{message}, but it contains datasets: {', '.join(inner)}. Name one, or a list"
     if any(root.glob("*.h5")) or any(root.glob("*.hdf5")):
         message += " (HDF5 files have to be converted to a LeRobot dataset first)"
     return f"{message}; it holds {', '.join(entries[:8])}{', ...' if len(entries) > 8 else ''}"
@@ -185,5 +186,5 @@ def _download(hub_id: str) -> Path:
                 f"which could not be fetched ({reason}). Check the name and the connection, or "
                 "give the path of a local dataset"
             ) from error
-        log.warning("the hub could not be asked for %s (%s); using the copy in %s", hub_id, reason, path)
+        log.warning("could not ask the hub for %s (%s); using the copy in %s", hub_id, reason, path)
         return path

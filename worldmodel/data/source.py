@@ -27,13 +27,14 @@ READ_ROWS = 4096  # rows of a parquet file in memory at once
 
 @dataclass(frozen=True)
 class Clip:
-    """An episode's stretch of a video file; `start` in seconds from the file's beginning."""
+    """An episode's stretch of a video file, in seconds from the file's beginning."""
 
     path: Path
     start: float
+    end: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity
 class Episode:
     """One episode of a root: its rows are ``start, ..., start + length - 1``."""
 
@@ -181,7 +182,7 @@ def open_source(root: str) -> Source:
         require_parquet(path)
     for path in sorted({c.path for e in episodes for c in e.clips.values()}):
         if not path.is_file():
-            raise BrokenError(f"{path} is missing, though the metadata refers to it; download it again")
+            raise BrokenError(f"{path} is missing, though the metadata names it; download it again")
     fingerprint, stamp = _fingerprint(folder, episodes)
     return Source(
         name=root,
@@ -197,13 +198,14 @@ def open_source(root: str) -> Source:
 
 
 def _episodes(folder: Path, info: dict[str, Any], videos: list[str]) -> tuple[Episode, ...]:
-    places = [f"videos/{v}/{n}" for v in videos for n in ("chunk_index", "file_index", "from_timestamp")]
+    place = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+    places = [f"videos/{key}/{name}" for key in videos for name in place]
     columns = ["episode_index", "length", "data/chunk_index", "data/file_index", *places]
     table: list[dict[str, Any]] = []
     for path in sorted((folder / "meta" / "episodes").rglob("*.parquet")):
         require_parquet(path)
         if lacking := sorted(set(columns) - set(pq.read_schema(path).names)):
-            raise BrokenError(f"{path} has no column {', '.join(lacking)}; record or convert it again")
+            raise BrokenError(f"{path} has no column {', '.join(lacking)}; convert it again")
         table += pq.read_table(path, columns=columns).to_pylist()
     table.sort(key=lambda row: row["episode_index"])
     episodes: list[Episode] = []
@@ -223,7 +225,8 @@ def _episodes(folder: Path, info: dict[str, Any], videos: list[str]) -> tuple[Ep
                 chunk_index=row[f"videos/{key}/chunk_index"],
                 file_index=row[f"videos/{key}/file_index"],
             )
-            clips[key] = Clip(folder / name, float(row[f"videos/{key}/from_timestamp"]))
+            ends = (float(row[f"videos/{key}/{end}_timestamp"]) for end in ("from", "to"))
+            clips[key] = Clip(folder / name, *ends)
         episodes.append(Episode(number, start, length, data, clips))
         start += length
     return tuple(episodes)

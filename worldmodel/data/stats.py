@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from .errors import ValuesError
+from .source import Episode
 
 
 def statistics(values: np.ndarray) -> dict[str, list[float]]:
@@ -31,7 +32,7 @@ def statistics(values: np.ndarray) -> dict[str, list[float]]:
 
 def require_finite(
     values: np.ndarray,
-    episodes: Iterable[tuple[int, int, int]],
+    episodes: Iterable[Episode],
     names: Sequence[str],
     key: str,
     where: str,
@@ -40,7 +41,7 @@ def require_finite(
 
     Args:
         values: ``[frames, dimensions]`` of a whole root.
-        episodes: (episode number, first row, row past the end) of those that will be used.
+        episodes: those that will be used.
         names: of the dimensions.
         key, where: the feature and the root, for the message.
 
@@ -50,8 +51,9 @@ def require_finite(
     first: str | None = None
     bad_episodes: list[int] = []
     count = 0
-    for number, start, end in episodes:
-        bad = ~np.isfinite(values[start:end])
+    for episode in episodes:
+        number, start = episode.number, episode.start
+        bad = ~np.isfinite(values[start : start + episode.length])
         if not bad.any():
             continue
         frame, dimension = (int(i) for i in np.argwhere(bad)[0])
@@ -62,7 +64,7 @@ def require_finite(
             first = f"{value} in episode {number}, frame {frame}, dimension {dimension}"
             first += f" ({names[dimension]!r})"
     if first is not None:
-        listed = ", ".join(map(str, bad_episodes[:10])) + (", ..." if len(bad_episodes) > 10 else "")
+        listed = ", ".join(map(str, bad_episodes[:10])) + ", ..." * (len(bad_episodes) > 10)
         raise ValuesError(
             f"{key!r} of {where} is {first}; {count} such values in {len(bad_episodes)} "
             f"episodes ({listed}). Record these again, or train without them: "

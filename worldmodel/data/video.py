@@ -7,7 +7,7 @@ faster than looking frames up by time, as no frame is decoded twice and nothing 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -38,6 +38,28 @@ def decode(source: Source, key: str) -> Iterator[tuple[int, np.ndarray]]:
         files.setdefault(episode.clips[key].path, []).append(episode)
     for path, episodes in sorted(files.items()):
         yield from _decode_video(path, episodes, key, source.fps)
+
+
+def require_whole_clips(source: Source, key: str, episodes: Iterable[Episode]) -> None:
+    """Refuse episodes with fewer frames in the video than in the data.
+
+    LeRobot drops frames when its streaming encoder falls behind. From there on, pictures and
+    actions do not belong together, and the last pictures are those of the next episode.
+
+    Raises:
+        BrokenError: names the first such episode and counts them.
+    """
+    if source.features[key]["dtype"] != "video":
+        return
+    frames = {e: round((e.clips[key].end - e.clips[key].start) * source.fps) for e in episodes}
+    if short := [e for e, count in frames.items() if count < e.length]:
+        first = short[0]
+        raise BrokenError(
+            f"episode {first.number} of {source.name} has {first.length} frames, but only "
+            f"{frames[first]} in its video ({key!r}); so it is in {len(short)} episodes: frames "
+            "were dropped while recording. Record these again, or train without them: "
+            "data.episodes=[...] takes those to keep"
+        )
 
 
 def _decode_video(

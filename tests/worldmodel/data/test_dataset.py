@@ -37,11 +37,12 @@ def test_the_split_is_by_episode(blind: Path, opened) -> None:
 
 
 @pytest.mark.parametrize(
-    "count,share,held", [(1, 0.5, 0), (2, 0.01, 1), (2, 0.99, 1), (10, 0, 0), (10, 0.25, 2)]
+    ("count", "share", "held"), [(1, 0.5, 0), (2, 0.01, 1), (2, 0.99, 1), (10, 0, 0), (10, 0.25, 2)]
 )
 def test_how_many_are_held_out(count: int, share: float, held: int) -> None:
     train, validation = split_episodes(range(count), share, seed=0)
-    assert len(validation) == held and sorted(train + validation) == list(range(count))
+    assert len(validation) == held
+    assert sorted(train + validation) == list(range(count))
 
 
 def test_statistics_are_of_the_training_split(blind: Path, opened) -> None:
@@ -57,11 +58,16 @@ def test_statistics_are_of_the_training_split(blind: Path, opened) -> None:
 def test_facts(squares: Path, opened) -> None:
     data = opened(squares, image_size=16)
     spec = data.spec
-    assert spec.cameras == ("front",) and spec.image_size == (16, 16) and spec.fps == 20
-    assert spec.tasks == ("left", "right") and spec.robot_type == "square"
-    assert spec.state_names == ("state_0", "state_1") and spec.action_dim == 2
+    assert spec.cameras == ("front",)
+    assert spec.image_size == (16, 16)
+    assert spec.fps == 20
+    assert spec.tasks == ("left", "right")
+    assert spec.robot_type == "square"
+    assert spec.state_names == ("state_0", "state_1")
+    assert spec.action_dim == 2
     assert data.keys[0].images == {"front": "observation.images.front"}
-    assert "4 episodes" not in repr(data) and "59 windows" not in repr(data)
+    assert "4 episodes" not in repr(data)
+    assert "59 windows" not in repr(data)
     assert f"{len(data.train)} windows of 3 episodes" in repr(data)
     assert type(spec).from_dict(spec.to_dict()) == spec
 
@@ -71,14 +77,19 @@ def test_unkind_names_and_sizes(tmp_path: Path, opened) -> None:
         tmp_path / "d",
         length=8,
         cameras=("front",),
-        keys={"action": "actions", "observation.state": "state", "observation.images.front": "image"},
+        keys={
+            "action": "actions",
+            "observation.state": "state",
+            "observation.images.front": "image",
+        },
         state_dim=1,
         action_dim=3,
         action_names={"left": ["a", "b"], "right": ["a"]},
         constant=(2,),
     )
     spec = opened(root, image_size=8).spec
-    assert spec.cameras == ("image",) and spec.state_dim == 1
+    assert spec.cameras == ("image",)
+    assert spec.state_dim == 1
     assert spec.action_names == ("left.a", "left.b", "right.a")
     assert spec.stats["action"]["std"][2] == 0
 
@@ -96,7 +107,8 @@ def test_the_fingerprint_is_of_the_content(blind: Path, opened, tmp_path: Path) 
 
 def test_episodes_can_be_chosen(blind: Path, opened) -> None:
     data = opened(blind, episodes=[7, 2, 4], validation=0)
-    assert data.train_episodes == [2, 4, 7] and len(data.train) == 36
+    assert data.train_episodes == [2, 4, 7]
+    assert len(data.train) == 36
     with pytest.raises(DatasetError, match=r"no episodes \[10\]; it has 10, 0 to 9"):
         opened(blind, episodes=[3, 10])
     with pytest.raises(EmptyError):
@@ -108,13 +120,14 @@ def test_episodes_of_several_roots(blind: Path, opened, tmp_path: Path) -> None:
         tmp_path / "d", episodes=2, length=5, cameras=(), state_dim=3, action_dim=4, seed=7
     )
     data = opened([blind, other], episodes=[[0], None], validation=0)
-    assert data.train_episodes == [0, 10, 11] and len(data.train) == 12 + 10
-    with pytest.raises(DatasetError, match="one list .* a root"):
+    assert data.train_episodes == [0, 10, 11]
+    assert len(data.train) == 12 + 10
+    with pytest.raises(DatasetError, match=r"one list .* a root"):
         opened([blind, other], episodes=[0, 1])
 
 
 @pytest.mark.parametrize(
-    "difference,word",
+    ("difference", "word"),
     [
         ({"fps": 10}, "fps"),
         ({"state_names": ["a", "b"]}, "state_names"),
@@ -136,7 +149,7 @@ def test_the_same_data_twice_would_leak(blind: Path, opened, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "options,words",
+    ("options", "words"),
     [
         ({"root": None}, "data.root is None"),
         ({"root": []}, "data.root is"),
@@ -159,5 +172,6 @@ def test_the_config_is_a_schema() -> None:
     schema = OmegaConf.structured(DataConfig)
     composed = OmegaConf.merge(schema, OmegaConf.from_dotlist(["root=[a,b]", "image_size=[48,64]"]))
     config = OmegaConf.to_object(composed)
-    assert config.roots() == ["a", "b"] and config.size() == (48, 64)
+    assert config.roots() == ["a", "b"]
+    assert config.size() == (48, 64)
     assert config.keys.action is None

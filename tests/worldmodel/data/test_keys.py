@@ -52,16 +52,32 @@ def test_the_users_order_of_cameras_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "features,wanted,words",
+    ("features", "wanted", "words"),
     [
-        ({"state": VECTOR, "torque": VECTOR}, {}, ["the action", "data.keys.action=NAME", "torque", "[7]"]),
+        (
+            {"state": VECTOR, "torque": VECTOR},
+            {},
+            ["the action", "data.keys.action=NAME", "torque", "[7]"],
+        ),
         ({"action": VECTOR, "state": VECTOR, "qpos": VECTOR}, {}, ["Several", "state, qpos"]),
-        ({"action": VECTOR, "state": VECTOR}, {"action": "acton"}, ["no feature 'acton'", "Did you mean 'action'"]),
+        (
+            {"action": VECTOR, "state": VECTOR},
+            {"action": "acton"},
+            ["no feature 'acton'", "Did you mean 'action'"],
+        ),
         ({"action": VECTOR, "state": VECTOR}, {"images": ["front"]}, ["no feature 'front'"]),
-        ({"action": VECTOR, "state": VECTOR}, {"images": ["state"]}, ["'state'", "not a colour image"]),
+        (
+            {"action": VECTOR, "state": VECTOR},
+            {"images": ["state"]},
+            ["'state'", "not a colour image"],
+        ),
         ({"action": VECTOR, "state": VECTOR, "d": DEPTH}, {"images": ["d"]}, ["a depth map"]),
         ({"action": VECTOR, "state": VECTOR, "v": VIDEO}, {"images": ["v", "v"]}, ["twice"]),
-        ({"action": VECTOR, "state": VECTOR, "v": VIDEO}, {"state": "v"}, ["video", "not a vector"]),
+        (
+            {"action": VECTOR, "state": VECTOR, "v": VIDEO},
+            {"state": "v"},
+            ["video", "not a vector"],
+        ),
     ],
 )
 def test_what_cannot_be_found_lists_what_is_there(features, wanted, words) -> None:
@@ -72,7 +88,7 @@ def test_what_cannot_be_found_lists_what_is_there(features, wanted, words) -> No
 
 
 @pytest.mark.parametrize(
-    "names,expected",
+    ("names", "expected"),
     [
         (["a", "b"], ("a", "b")),
         ([["a", "b"]], ("a", "b")),

@@ -55,7 +55,8 @@ def test_a_constant_dimension_stays_small(mode: str, value: float) -> None:
 def test_small_motions_are_not_muted(mode: str) -> None:
     values = np.linspace(-0.001, 0.001, 200)  # radians a step, as delta actions are
     y = Normalizer(stats_of(values), mode).normalize(torch.tensor(values[:, None]).float())
-    assert y.max() > 0.9 and y.min() < -0.9
+    assert y.max() > 0.9
+    assert y.min() < -0.9
 
 
 def test_a_gripper_that_is_rarely_open_can_still_open() -> None:
@@ -103,7 +104,8 @@ def test_statistics_are_numpys() -> None:
 def test_frames_round_trip() -> None:
     every_level = torch.arange(256, dtype=torch.uint8)
     video = frames_to_float(every_level)
-    assert video.min() == -1 and video.max() == 1
+    assert video.min() == -1
+    assert video.max() == 1
     assert torch.equal(frames_to_uint8(video), every_level)
     assert frames_to_uint8(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
     assert torch.equal(frames_to_uint8(video + 0.003), every_level)  # less than half a level

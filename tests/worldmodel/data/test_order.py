@@ -43,7 +43,7 @@ def test_changing_a_batch_does_not_change_the_order() -> None:
     assert np.array_equal(order.batch(0), before)
 
 
-@pytest.mark.parametrize("n,batch_size", [(0, 4), (4, 0)])
+@pytest.mark.parametrize(("n", "batch_size"), [(0, 4), (4, 0)])
 def test_nothing_to_order(n: int, batch_size: int) -> None:
     with pytest.raises(ValueError, match="at least one window"):
         Order(n, batch_size, 0)

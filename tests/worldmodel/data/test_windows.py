@@ -110,7 +110,11 @@ def test_two_roots_are_one_after_the_other(squares: Path, tmp_path: Path) -> Non
         config = DataConfig(root=root, image_size=32, validation=0, cache_dir=str(tmp_path))
         return open_data(config, progress=False)
 
-    both, first, second = opened([str(squares), str(other)]), opened(str(squares)), opened(str(other))
+    both, first, second = (
+        opened([str(squares), str(other)]),
+        opened(str(squares)),
+        opened(str(other)),
+    )
     assert len(both.train) == len(first.train) + len(second.train)
     assert both.spec.tasks == ("left", "right", "new")
     assert both.train_episodes == list(range(6))

@@ -1,0 +1,240 @@
+"""The policy: action tokens of the world model, sampled in chunks and executed in part.
+
+Future video is left out, so acting costs a short sequence. The observation is encoded once per
+chunk; every sampling step reuses its keys and values.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.checkpoint import Checkpoint, open_checkpoint
+from worldmodel.data import resize_frames
+from worldmodel.sampler import sample
+from worldmodel.tokens import pattern
+from worldmodel.types import Spec
+
+from .types import Decision, Observation
+
+
+@dataclass
+class PolicyConfig:
+    """How chunks are sampled and executed.
+
+    Attributes:
+        steps: sampling steps; a regression model takes one, whatever this says.
+        execute: actions of a chunk that are executed before the next is computed.
+        prefix: real-time chunking by a clean prefix: the first `prefix` actions of a new chunk are
+            the next, not yet executed ones of the running chunk, given to the model as clean
+            tokens. 0 plans afresh.
+    """
+
+    steps: int = 5
+    execute: int = 8
+    prefix: int = 0
+
+
+class FlowPolicy:
+    """A trained model as a policy over environment slots (see `policies.types.Policy`).
+
+    Args:
+        checkpoint: an opened checkpoint.
+        config: how to sample and execute.
+
+    Raises:
+        ValueError: a chunk is too short for what is to be executed and committed.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: PolicyConfig | None = None) -> None:
+        self.checkpoint, self.config = checkpoint, config or PolicyConfig()
+        self.model, self.inputs = checkpoint.model, checkpoint.inputs
+        self.horizon = self.model.horizon
+        self.regression = checkpoint.objective.name == "regression"
+        c, chunk = self.config, self.horizon.chunk
+        if c.execute < 1 or c.prefix < 0 or c.execute + c.prefix > chunk:
+            raise ValueError(
+                f"a chunk of {chunk} actions cannot give {c.execute} to execute and {c.prefix} "
+                "committed ones; execute + prefix must be at most that, execute at least 1"
+            )
+        self.name = checkpoint.objective.name
+        self.reset([])
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, config: PolicyConfig | None = None, device: str = "cpu"
+    ) -> FlowPolicy:
+        """Open a run's folder or one of its checkpoints."""
+        return cls(open_checkpoint(path, device=device), config)
+
+    @property
+    def spec(self) -> Spec:
+        return self.checkpoint.spec
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        return self.checkpoint.stamp
+
+    # --- slots ------------------------------------------------------------------------------------
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Forget everything; slot i starts the episode with seed ``seeds[i]``."""
+        self._seed = np.asarray(seeds, np.int64)
+        count, chunk = len(seeds), self.horizon.chunk
+        self._number = np.zeros(count, np.int64)  # chunks computed in this episode
+        self._at = np.full(count, chunk)  # next action of the running chunk
+        self._chunk = np.zeros((count, chunk, self.spec.action_dim), np.float32)
+        self._history: list[list[tuple[dict[str, np.ndarray], np.ndarray]]] = [
+            [] for _ in range(count)
+        ]
+
+    def reset_slots(self, slots: Sequence[int], seeds: Sequence[int]) -> None:
+        """Start new episodes in these slots only."""
+        for slot, seed in zip(slots, seeds, strict=True):
+            self._seed[slot], self._number[slot], self._at[slot] = seed, 0, self.horizon.chunk
+            self._history[slot] = []
+
+    def act(self, observation: Observation, active: np.ndarray) -> Decision:
+        """The next action of every active slot, computing chunks where they have run out."""
+        start = time.perf_counter()
+        self._remember(observation, active)
+        due = np.flatnonzero(active & ((self._at >= self.config.execute) | (self._number == 0)))
+        latency = None
+        if len(due):
+            latency = self._compute(due, observation.task, start)
+        decision = Decision(
+            action=self._chunk[np.arange(len(active)), np.minimum(self._at, self.horizon.chunk - 1)],
+            new_chunk=np.isin(np.arange(len(active)), due),
+            latency_ms=latency,
+        )
+        self._at[active] += 1
+        return decision
+
+    def _remember(self, observation: Observation, active: np.ndarray) -> None:
+        """Keep as many frames as a window of the past spans."""
+        span = (self.horizon.past - 1) * self.horizon.past_stride + 1
+        for slot in np.flatnonzero(active):
+            frames = {c: observation.images[c][slot] for c in self.spec.cameras}
+            self._history[slot].append((frames, observation.state[slot]))
+            del self._history[slot][:-span]
+
+    def _compute(
+        self, due: np.ndarray, tasks: list[str] | None, start: float
+    ) -> dict[str, float]:
+        """Compute chunks for the slots in `due`; first chunks have no committed prefix."""
+        stages: dict[str, float] = {}
+        fresh = self._number[due] == 0
+        for group in (due[fresh], due[~fresh]):
+            if not len(group):
+                continue
+            prefix = 0 if self._number[group[0]] == 0 else self.config.prefix
+            video, state = self._observe(group)
+            committed = None
+            if prefix:
+                steps = self._at[group][:, None] + np.arange(prefix)
+                committed = self._chunk[group[:, None], steps]
+            noise = np.stack([
+                self.noise(int(self._seed[s]), int(self._number[s])) for s in group
+            ])
+            task = [tasks[s] for s in group] if tasks else None
+            mark = time.perf_counter()
+            stages["observe"] = stages.get("observe", 0.0) + 1e3 * (mark - start)
+            chunk, times = self._predict(video, state, task, noise, committed)
+            for name, value in times.items():
+                stages[name] = stages.get(name, 0.0) + value
+            self._chunk[group] = chunk
+            self._at[group] = 0
+            self._number[group] += 1
+            start = time.perf_counter()
+        return stages
+
+    def _observe(self, slots: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Past frames ``[B, P, H, W, C]`` and states ``[B, P, S]``; early on, the first repeats."""
+        past, stride = self.horizon.past, self.horizon.past_stride
+        rows = []
+        for slot in slots:
+            kept = self._history[slot]
+            rows.append([kept[max(0, len(kept) - 1 - k * stride)] for k in reversed(range(past))])
+        video = {
+            c: np.stack([np.stack([frames[c] for frames, _ in row]) for row in rows])
+            for c in self.spec.cameras
+        }
+        return video, np.stack([np.stack([state for _, state in row]) for row in rows])
+
+    def noise(self, seed: int, number: int) -> np.ndarray:
+        """Start of chunk `number` of the episode with this seed: ``[K, A]``."""
+        rng = np.random.Generator(np.random.Philox(key=[seed, number]))
+        return rng.standard_normal((self.horizon.chunk, self.spec.action_dim), np.float32)
+
+    # --- chunks -----------------------------------------------------------------------------------
+
+    def predict_action_chunk(
+        self,
+        video: Mapping[str, np.ndarray],
+        state: np.ndarray,
+        task: Sequence[str] | None = None,
+        noise: np.ndarray | None = None,
+        prefix: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Sample chunks for a batch of observations.
+
+        Args:
+            video: camera name -> uint8 ``[B, P, H, W, C]``, any size (resized to the model's).
+            state: float32 ``[B, P, S]`` in physical units.
+            task: one text per sample; unknown ones count as no task.
+            noise: ``[B, K, A]``; default: that of seeds 0, 1, ..., chunk 0.
+            prefix: committed actions ``[B, d, A]`` in physical units.
+
+        Returns:
+            Actions ``[B, K, A]`` in physical units; the first d equal `prefix`.
+        """
+        if noise is None:
+            noise = np.stack([self.noise(i, 0) for i in range(len(state))])
+        return self._predict(video, state, task, noise, prefix)[0]
+
+    @torch.no_grad()
+    def _predict(self, video, state, task, noise, committed) -> tuple[np.ndarray, dict[str, float]]:
+        begin = time.perf_counter()
+        device = next(self.model.parameters()).device
+        depth = 0 if committed is None else committed.shape[1]
+        question = pattern("act_prefix", self.horizon, depth)
+        given_steps, _ = self.model.slices_of(question)
+        values: dict[str, Tensor] = {}
+        for camera in self.spec.cameras:
+            frames = torch.from_numpy(np.ascontiguousarray(video[camera])).movedim(-1, -3)
+            values[f"video/{camera}"] = resize_frames(frames, self.spec.image_size).to(device)
+        values["state"] = torch.from_numpy(np.asarray(state, np.float32)).to(device)
+        if depth:
+            values["action"] = torch.from_numpy(committed).to(device)
+        given = {n: self.inputs.normalize(n, values[n]) for n in given_steps}
+        numbers = {text: i for i, text in enumerate(self.spec.tasks)}
+        batch = len(state)
+        index = [numbers.get(t, -1) for t in task] if task else [-1] * batch
+        start = torch.from_numpy(noise[:, depth:, None]).to(device)
+        steps = self.config.steps
+        if self.regression:
+            start, steps = torch.zeros_like(start), 1
+        mark = time.perf_counter()
+        patches = sample(
+            self.model, question, given, torch.tensor(index, device=device), {"action": start},
+            steps, self.checkpoint.objective.time,
+        )["action"]
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        middle = time.perf_counter()
+        chunk = self.inputs.denormalize("action", patches).cpu().numpy()
+        if depth:
+            chunk = np.concatenate([committed, chunk], axis=1)
+        end = time.perf_counter()
+        return chunk, {
+            "preprocess": 1e3 * (mark - begin),
+            "network": 1e3 * (middle - mark),
+            "postprocess": 1e3 * (end - middle),
+        }

@@ -1,0 +1,94 @@
+"""The evaluation script on the real task, with the expert in the policy's place."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import envs
+from policies.evaluation import episode_seeds, evaluate
+from policies.types import Decision
+from scripts.evaluate import (
+    EvaluateConfig,
+    ExpertPolicy,
+    environment_options,
+    environment_spec,
+    run_evaluation,
+)
+from worldmodel.types import Spec, SpecMismatchError
+
+
+class HomeSick:
+    """Commands zeros; carries a checkpoint's facts."""
+
+    name = "zeros"
+    stamp = {"environment": {"name": "reach_around", "options": {"target": "hard"}}}  # noqa: RUF012
+
+    def __init__(self, state_names):
+        self.spec = Spec(("front",), (32, 32), state_names, state_names, 20.0)
+
+    def reset(self, seeds):
+        self.size = len(seeds)
+
+    def reset_slots(self, slots, seeds):
+        pass
+
+    def act(self, observation, active):
+        assert observation.images["front"].shape[1:] == (32, 32, 3)
+        return Decision(np.zeros((self.size, 8), np.float32), active)
+
+
+@pytest.fixture
+def names():
+    env = envs.make("reach_around", cameras=())
+    yield tuple(environment_spec(env).state_names)
+    env.close()
+
+
+def test_run_evaluation_writes_a_report(tmp_path, names):
+    config = EvaluateConfig(
+        checkpoint="", episodes=2, num_envs=2, latency_episodes=1, videos=1, video_size=48,
+        out=str(tmp_path / "first"),
+    )  # fmt: skip
+    report = run_evaluation(config, HomeSick(names))
+    assert report == json.loads((tmp_path / "first" / "report.json").read_text())
+    assert report["success"]["k"] == 0
+    assert report["expert"]["k"] == 2
+    assert report["environment"]["options"] == {
+        "cameras": ["front"], "image_size": [32, 32], "target": "hard",
+    }  # fmt: skip
+    assert report["stamp"]["seeds"]["purpose"] == "reported"
+    config.out, config.compare = str(tmp_path / "second"), [str(tmp_path / "first")]
+    config.floors = config.expert = False
+    config.videos = 0
+    again = run_evaluation(config, HomeSick(names))
+    assert again["comparisons"][str(tmp_path / "first")]["difference"] == 0
+    assert again["episodes"] == report["episodes"]
+
+
+def test_a_policy_for_another_robot_is_refused_by_name(tmp_path, names):
+    config = EvaluateConfig(checkpoint="", episodes=1, out=str(tmp_path))
+    with pytest.raises(SpecMismatchError, match=r"environment reach_around.*state_names"):
+        run_evaluation(config, HomeSick((*names[:-1], "thumb.pos")))
+
+
+def test_options_given_win_over_those_of_the_checkpoint(names):
+    policy = HomeSick(names)
+    mine = EvaluateConfig(env="reach_around", options={"target": "easy"})
+    assert environment_options(mine, policy)["target"] == "easy"
+    elsewhere = EvaluateConfig(env="reach")
+    assert "target" not in environment_options(elsewhere, policy)
+
+
+def test_the_expert_solves_its_task_in_any_number_of_slots():
+    slots = [envs.make("reach_around", cameras=()) for _ in range(3)]
+    seeds = episode_seeds(6, purpose="sweep")
+    many = evaluate(ExpertPolicy("reach_around", slots), slots, seeds)
+    one = evaluate(ExpertPolicy("reach_around", slots[:1]), slots[:1], seeds)
+    assert many.success.k == 6
+    for a, b in zip(many.episodes, one.episodes, strict=True):
+        np.testing.assert_array_equal(a.positions, b.positions)
+    for env in slots:
+        env.close()

@@ -1,0 +1,271 @@
+"""A checkpoint folder, opened by LeRobot's own loader, acts as our own code does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lerobot_policy_selfflow import SelfflowConfig, SelfflowPolicy
+from worldmodel.checkpoint import CheckpointError, open_checkpoint, save_policy
+from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.sampler import sample
+from worldmodel.selfflow import ObjectiveConfig
+from worldmodel.tokens import Horizon, pattern
+from worldmodel.types import STATISTICS, Spec
+
+SIZE = (16, 24)
+HORIZON = Horizon(past=2, past_stride=2, future=1, future_stride=2, chunk=6)
+
+
+def table(low: float, high: float, dimensions: int) -> dict[str, list[float]]:
+    values = {"mean": (low + high) / 2, "std": (high - low) / 4, "min": low, "max": high}
+    values |= {"q01": low, "q99": high}
+    return {name: [values[name]] * dimensions for name in STATISTICS}
+
+
+SPEC = Spec(
+    cameras=("front", "wrist"),
+    image_size=SIZE,
+    state_names=("a", "b", "c"),
+    action_names=("a", "b"),
+    fps=20,
+    tasks=("reach the ball", "push the box"),
+    stats={"state": table(-2.0, 3.0, 3), "action": table(-1.0, 5.0, 2)},
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with random weights everywhere: fresh heads are zero and would hide mistakes."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoint"
+    folder.mkdir()
+    model = WorldModel(SPEC, HORIZON, ModelConfig(size="debug", patch=8))
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=source))
+    save_policy(folder, model, ObjectiveConfig(), {"made by": "a test"})
+    return folder
+
+
+@pytest.fixture
+def policy(checkpoint: Path) -> SelfflowPolicy:
+    return SelfflowPolicy.from_pretrained(checkpoint)
+
+
+def batch(rows: int = 2, seed: int = 0, size: tuple[int, int] = SIZE) -> dict[str, Tensor]:
+    """An observation as LeRobot's evaluation passes it on."""
+    g = torch.Generator().manual_seed(seed)
+    frames = {
+        f"observation.images.{camera}": torch.randint(256, (rows, 3, *size), generator=g) / 255
+        for camera in SPEC.cameras
+    }
+    return {**frames, "observation.state": torch.randn(rows, 3, generator=g)}
+
+
+def test_lerobot_resolves_config_and_policy_by_the_type_in_the_folder(checkpoint: Path) -> None:
+    config = PreTrainedConfig.from_pretrained(checkpoint)
+    assert type(config) is SelfflowConfig
+    assert get_policy_class(config.type) is SelfflowPolicy
+    assert Spec.from_dict(config.spec) == SPEC
+    assert config.horizon() == HORIZON
+    assert config.observation_delta_indices == [-2, 0, 2]
+    assert config.action_delta_indices == list(range(6))
+
+
+def test_every_weight_is_the_checkpoints(checkpoint: Path, policy: SelfflowPolicy) -> None:
+    ours = open_checkpoint(checkpoint).model.state_dict()
+    theirs = policy.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_chunk_is_what_our_sampler_gives(checkpoint: Path, policy: SelfflowPolicy) -> None:
+    noise = torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(1))
+    observations = [batch(seed=i) for i in range(4)]
+    for observation in observations[:-1]:
+        policy.predict_action_chunk(observation)
+    found = policy.predict_action_chunk(observations[-1], noise=noise)
+
+    opened = open_checkpoint(checkpoint)
+    past = [observations[1], observations[3]]  # a stride of two frames
+    given = {}
+    for camera in SPEC.cameras:
+        frames = torch.stack([o[f"observation.images.{camera}"] for o in past], 1)
+        name = f"video/{camera}"
+        given[name] = opened.inputs.normalize(name, (frames * 255).round().to(torch.uint8))
+    states = torch.stack([o["observation.state"] for o in past], 1)
+    given["state"] = opened.inputs.normalize("state", states)
+    expected = sample(
+        opened.model,
+        pattern("act", HORIZON),
+        given,
+        torch.tensor([-1, -1]),
+        {"action": noise[:, :, None]},
+        policy.config.sampling_steps,
+        opened.objective.time,
+    )["action"]
+    expected = opened.inputs.denormalize("action", expected)
+    assert found.shape == (2, 6, 2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_select_action_plays_a_chunk_before_it_computes_the_next(policy: SelfflowPolicy) -> None:
+    chunk = policy.predict_action_chunk(batch())
+    policy.reset()
+    policy._episode -= 1  # the same noise again
+    played = [policy.select_action(batch()) for _ in range(policy.config.n_action_steps)]
+    torch.testing.assert_close(torch.stack(played, 1), chunk[:, : len(played)], rtol=0, atol=0)
+    assert not policy._waiting
+
+
+def test_chunks_follow_from_seed_episode_chunk_and_row(checkpoint: Path) -> None:
+    first, second = (SelfflowPolicy.from_pretrained(checkpoint) for _ in range(2))
+    a, b = first.predict_action_chunk(batch()), second.predict_action_chunk(batch())
+    assert torch.equal(a, b)
+    assert not torch.equal(a, first.predict_action_chunk(batch()))  # the next chunk
+    first.reset()
+    assert not torch.equal(a, first.predict_action_chunk(batch()))  # the next episode
+    alone = SelfflowPolicy.from_pretrained(checkpoint)
+    row = {key: value[:1] for key, value in batch().items()}
+    torch.testing.assert_close(alone.predict_action_chunk(row), a[:1], rtol=1e-4, atol=1e-4)
+
+
+def test_reset_forgets_the_frames_of_the_last_episode(policy: SelfflowPolicy) -> None:
+    noise = torch.zeros(2, 6, 2)
+    fresh = policy.predict_action_chunk(batch(seed=9), noise=noise)
+    after = policy.predict_action_chunk(batch(seed=8), noise=noise)
+    policy.reset()
+    assert torch.equal(policy.predict_action_chunk(batch(seed=9), noise=noise), fresh)
+    policy.reset()
+    assert not torch.equal(policy.predict_action_chunk(batch(seed=8), noise=noise), after)
+
+
+def test_the_task_matters_and_an_unknown_one_is_named(policy: SelfflowPolicy) -> None:
+    noise = torch.zeros(2, 6, 2)
+    chunks = []
+    for task in ("reach the ball", ["push the box"] * 2, None):
+        policy.reset()
+        chunks.append(policy.predict_action_chunk({**batch(), "task": task}, noise=noise))
+    assert not torch.equal(chunks[0], chunks[1])
+    assert not torch.equal(chunks[0], chunks[2])
+    with pytest.raises(ValueError, match="reach the bal.*Did you mean 'reach the ball'"):
+        policy.predict_action_chunk({**batch(), "task": "reach the bal"})
+
+
+def test_images_of_any_size_are_resized_as_in_training(policy: SelfflowPolicy) -> None:
+    assert policy.predict_action_chunk(batch(size=(33, 47))).shape == (2, 6, 2)
+
+
+def test_what_is_missing_or_misshapen_is_named(policy: SelfflowPolicy) -> None:
+    without = batch()
+    del without["observation.images.wrist"]
+    with pytest.raises(KeyError, match="observation.images.wrist"):
+        policy.select_action(without)
+    with pytest.raises(ValueError, match="expected 4 dimensions"):
+        policy.select_action({k: v[0] for k, v in batch().items()})
+    policy.select_action(batch(rows=2))
+    with pytest.raises(ValueError, match="reset"):
+        policy.select_action(batch(rows=3))
+
+
+def test_our_processors_are_those_lerobot_would_write(
+    checkpoint: Path, policy: SelfflowPolicy, tmp_path: Path
+) -> None:
+    for pipeline in make_pre_post_processors(policy.config):  # made afresh by the adapter
+        pipeline.save_pretrained(tmp_path, config_filename=f"{pipeline.name}.json")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == sorted(path.name for path in checkpoint.glob("policy_p*"))
+    for name in names:
+        if name.endswith(".json"):
+            written = json.loads((checkpoint / name).read_text())
+            assert written == json.loads((tmp_path / name).read_text())
+        else:
+            ours, theirs = load_file(checkpoint / name), load_file(tmp_path / name)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_the_pipelines_of_the_folder_pass_units_through(
+    checkpoint: Path, policy: SelfflowPolicy
+) -> None:
+    before, after = make_pre_post_processors(
+        policy.config,
+        pretrained_path=str(checkpoint),
+        # What lerobot-eval overrides: it fails where a step of this name is missing.
+        preprocessor_overrides={
+            "device_processor": {"device": "cpu"},
+            "rename_observations_processor": {"rename_map": {}},
+        },
+    )
+    observation = batch()
+    seen = before(dict(observation))
+    assert all(torch.equal(seen[key], value) for key, value in observation.items())
+    action = policy.select_action(seen)
+    assert torch.equal(after(action), action)
+
+
+def test_saving_through_lerobot_gives_the_same_policy(
+    checkpoint: Path, policy: SelfflowPolicy, tmp_path: Path
+) -> None:
+    policy.save_pretrained(tmp_path)
+    again = SelfflowPolicy.from_pretrained(tmp_path)
+    assert again.config == policy.config
+    noise = torch.zeros(2, 6, 2)
+    a, b = (p.predict_action_chunk(batch(), noise=noise) for p in (policy, again))
+    assert torch.equal(a, b)
+    assert open_checkpoint(tmp_path).spec == SPEC
+
+
+@pytest.mark.parametrize("damage", ["missing", "unexpected", "truncated"])
+def test_damaged_weights_are_refused_by_name(checkpoint: Path, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint, folder)
+    weights = folder / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+        match = "model.safetensors"
+    else:
+        tensors = load_file(weights)
+        if damage == "missing":
+            del tensors["model.head.action.bias"]
+        else:
+            tensors["model.extra"] = torch.zeros(1)
+        save_file(tensors, weights)
+        match = f"{damage}.*{'head.action.bias' if damage == 'missing' else 'extra'}"
+    with pytest.raises(CheckpointError, match=match):
+        SelfflowPolicy.from_pretrained(folder)
+
+
+def test_a_policy_without_a_checkpoint_says_where_to_get_one() -> None:
+    with pytest.raises(ValueError, match=r"scripts\.train"):
+        SelfflowPolicy(SelfflowConfig(device="cpu"))
+
+
+def test_training_through_lerobot_is_refused_with_the_way_to_do_it(policy: SelfflowPolicy) -> None:
+    with pytest.raises(NotImplementedError, match=r"scripts\.train"):
+        policy.forward(batch())
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"n_action_steps": 17}, "n_action_steps is 17"),
+        ({"sampling_steps": 0}, "sampling_steps is 0"),
+        (
+            {"normalization_mapping": {"STATE": NormalizationMode.MEAN_STD}},
+            "must be IDENTITY",
+        ),
+    ],
+)
+def test_senseless_settings_are_refused(settings: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        SelfflowConfig(device="cpu", **settings)

@@ -1,0 +1,180 @@
+"""Collecting: the same dataset with any number of workers and after any interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import envs
+from envs.recording import Episode, record
+from scripts import collect as script
+from scripts.collect import CollectConfig, attempt_seed, collect
+from tests.envs.test_dataset import read
+
+BASE: dict[str, Any] = {"env": "reach", "image_size": 16, "cameras": ["front"], "commit_every": 2}
+ARGUMENTS = ["env=reach", "image_size=16", "cameras=[front]", "commit_every=2"]
+
+
+def start(root: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "scripts.collect", f"out={out}", *ARGUMENTS, *arguments],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a process group of its own, as in a terminal
+    )
+
+
+def episodes_in(out: Path) -> int:
+    info = out / "meta/info.json"
+    return json.loads(info.read_text())["total_episodes"] if info.is_file() else 0
+
+
+def wait_for_episodes(process: subprocess.Popen[str], out: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while episodes_in(out) < count:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no episodes within a minute"
+        time.sleep(0.005)
+
+
+def without_stats(content: dict[str, Any]) -> dict[str, Any]:
+    """Pooled in another order, statistics differ in the last bits."""
+    return {name: value for name, value in content.items() if name != "stats"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """120 episodes, collected at one go in one process."""
+    out = tmp_path_factory.mktemp("whole") / "data"
+    result = collect(CollectConfig(**BASE, episodes=120, out=str(out), workers=0))
+    assert result.episodes == result.collected == result.attempts == 120
+    return without_stats(read(out))
+
+
+def test_killed_and_resumed_equals_uninterrupted(
+    root: Path, tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    """With SIGKILL, twice; readable each time, and no worker is left behind."""
+    out = tmp_path / "data"
+    for count in (2, 40):
+        process = start(root, out, "episodes=120", "workers=1")
+        wait_for_episodes(process, out, count)
+        os.kill(process.pid, signal.SIGKILL)
+        # Workers hold the pipe too: it ends when the last of them does.
+        process.communicate(timeout=30)
+        done = episodes_in(out)
+        assert count <= done < 120
+        assert read(out)["seeds"] == whole["seeds"][:done]
+    result = collect(CollectConfig(**BASE, episodes=120, out=str(out), workers=0))
+    assert result.episodes == 120
+    assert result.collected == 120 - done
+    assert without_stats(read(out)) == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_keeps_everything_finished(
+    root: Path, tmp_path: Path, whole: dict[str, Any], number: signal.Signals
+) -> None:
+    """Ctrl-C reaches the workers as well; what is finished but not yet committed is kept."""
+    out = tmp_path / "data"
+    process = start(root, out, "episodes=120", "workers=1", "commit_every=7")
+    wait_for_episodes(process, out, 7)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert "the same command goes on" in " ".join(output.split())
+    assert "Traceback" not in output
+    assert read(out)["seeds"] == whole["seeds"][: episodes_in(out)]
+
+
+def test_failures_are_left_out_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
+) -> None:
+    """Every third attempt fails; resuming in the middle changes nothing."""
+    failing = {attempt_seed(0, attempt) for attempt in range(0, 30, 3)}
+
+    def sometimes(env: Any, seed: int) -> Episode:
+        episode = record(env, seed)
+        episode.success[-1] &= seed not in failing
+        return episode
+
+    monkeypatch.setattr(envs.recording, "record", sometimes)
+    for episodes in (5, 8):
+        config = CollectConfig(**BASE, episodes=episodes, out=str(tmp_path / "data"), workers=0)
+        result = collect(config)
+    assert result.episodes == 8
+    assert result.attempts == 12
+    attempts = [attempt for _, attempt, _ in read(tmp_path / "data")["seeds"]]
+    assert attempts == [1, 2, 4, 5, 7, 8, 10, 11]
+    expected = [seed for seed, attempt, _ in whole["seeds"] if attempt in attempts]
+    assert [seed for seed, _, _ in read(tmp_path / "data")["seeds"]] == expected
+
+
+def test_an_expert_that_always_fails_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(env: Any, seed: int) -> Episode:
+        episode = record(env, seed)
+        episode.success[:] = False
+        return episode
+
+    monkeypatch.setattr(envs.recording, "record", never)
+    monkeypatch.setattr(script, "_MAX_FAILURES_IN_A_ROW", 3)
+    config = CollectConfig(**BASE, episodes=1, out=str(tmp_path / "data"), workers=0)
+    with pytest.raises(RuntimeError, match="expert of reach failed 3 times in a row"):
+        collect(config)
+
+
+def test_progress_is_reported_and_a_finished_collection_stays(tmp_path: Path) -> None:
+    config = CollectConfig(**BASE, episodes=3, out=str(tmp_path / "data"), workers=0)
+    seen: list[tuple[int, int]] = []
+    collect(config, lambda done, total: seen.append((done, total)))
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    again = collect(config)
+    assert (again.episodes, again.collected) == (3, 0)
+
+
+def test_attempts_of_different_collections_do_not_meet() -> None:
+    seeds = {attempt_seed(seed, attempt) for seed in range(20) for attempt in range(200)}
+    assert len(seeds) == 4000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"env": "reech"}, "Did you mean 'reach'"),
+        ({"cameras": ["top"]}, "selection of"),
+        ({"target": "tiny"}, "easy"),
+        ({"episodes": 0}, "at least 1"),
+        ({"workers": -1}, "workers at least 0"),
+    ],
+)
+def test_wrong_values_are_explained_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    values = {**BASE, "out": str(tmp_path / "data"), **changes}
+    with pytest.raises(ValueError, match=message):
+        collect(CollectConfig(**values))
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_configuration_composes_into_the_dataclass(root: Path) -> None:
+    with initialize_config_dir(str(root / "configs"), version_base=None):
+        config = OmegaConf.to_object(compose("collect", ["out=x", "target=[0.05,0.04]"]))
+        assert isinstance(config, CollectConfig)
+        assert config.target == [0.05, 0.04]
+        assert config == CollectConfig(out="x", target=[0.05, 0.04])
+        with pytest.raises(Exception, match="envv"):
+            compose("collect", ["envv=reach"])

@@ -1,0 +1,69 @@
+"""Validation at fixed, homogeneous times with fixed noise, so that curves of runs compare."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .data import Windows
+from .flow import interpolate, velocity_from_data
+from .model import Clock
+from .selfflow import SelfFlow, masked_mean, token_times
+from .streams import generator
+from .tokens import pattern
+
+TIMES = (0.2, 0.5, 0.8)
+QUESTIONS = ("act", "forward", "inverse")
+
+
+@torch.no_grad()
+def validate(
+    objective: SelfFlow, windows: Windows, count: int, dtype: torch.dtype
+) -> dict[str, float]:
+    """Velocity losses of the EMA weights, per pattern and modality.
+
+    Args:
+        windows: of the held-out episodes.
+        count: how many of them, spread evenly.
+        dtype: of the token stream.
+
+    Returns:
+        ``validation/<pattern>/<modality>`` at the mean over `TIMES` (for a regression objective at
+        time 1), and ``validation/score``: the action loss where actions are wanted, else the mean.
+    """
+    model, config = objective.ema.model, objective.config
+    device = objective.device
+    indices = np.linspace(0, len(windows) - 1, min(count, len(windows))).astype(np.int64)
+    window = windows.batch(np.unique(indices)).to(device)
+    regression = config.name == "regression"
+    logs: dict[str, float] = {}
+    for name in QUESTIONS:
+        if name not in objective.shares:
+            continue
+        given_steps, wanted_steps = model.slices_of(pattern(name, model.horizon))
+        given = objective.inputs.patches(window, given_steps)
+        target = objective.inputs.patches(window, wanted_steps)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            encoded = model.encode(given, given_steps, window.task)
+        sums: dict[str, list[float]] = {}
+        for t in (1.0,) if regression else TIMES:
+            source = generator(0, "validation", int(100 * t))
+            clock = Clock({n: torch.full((len(window.task), 1), t, device=device) for n in target})
+            noisy: dict[str, Tensor] = {}
+            for n, v in target.items():
+                noise = torch.randn(v.shape, generator=source).to(device) * (not regression)
+                noisy[n] = interpolate(v, noise, token_times(clock, n, v))
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                out = model(noisy, wanted_steps, clock, encoded)
+            for n, v in target.items():
+                aim = velocity_from_data(noisy[n], v, token_times(clock, n, v))
+                error = (out.velocity[n] - aim).square().mean(dim=(2, 3))
+                ok = objective.inputs.valid(window, n, wanted_steps[n], config.padded_actions)
+                sums.setdefault(n, []).append(float(masked_mean(error, ok)))
+        for n, values in sums.items():
+            logs[f"validation/{name}/{n}"] = sum(values) / len(values)
+    logs["validation/score"] = logs.get(
+        "validation/act/action", sum(logs.values()) / max(1, len(logs))
+    )
+    return logs
