@@ -40,10 +40,8 @@ format-check: setup
 lint: setup ## look for likely mistakes
 	@$(PYTHON) -m ruff check .
 
-# The adapter is a package of its own that lives inside policies/, hence the second call.
 types: setup ## check the types
 	@$(PYTHON) -m mypy
-	@MYPYPATH=policies $(PYTHON) -m mypy -p lerobot_policy_selfflow
 
 setup: .venv/.complete ## make the environment (5 GB the first time, a second afterwards)
 

@@ -126,20 +126,15 @@ class DatasetWriter:
         if (self.root / INFO).is_file():
             info = json.loads((self.root / INFO).read_text())
             self.total_episodes, self.total_frames = info["total_episodes"], info["total_frames"]
-            last = pq.read_table(
-                self.root / "meta/episodes",
-                columns=["meta/episodes/chunk_index", "meta/episodes/file_index", "attempt"],
-                filters=[("episode_index", "==", self.total_episodes - 1)],
-            ).to_pylist()[0]
+            committed = [("episode_index", "<", self.total_episodes)]
+            records = pq.read_table(self.root / "meta/episodes", filters=committed).to_pylist()
+            last = max(records, key=lambda record: record["episode_index"])
             chunk, file = last["meta/episodes/chunk_index"], last["meta/episodes/file_index"]
             self._file = chunk * CHUNK_SIZE + file + 1
             self.next_attempt = last["attempt"] + 1
-            stats = json.loads((self.root / STATS).read_text())
-            self._stats = {
-                feature: {name: np.array(value) for name, value in values.items()}
-                for feature, values in stats.items()
-            }
-        for path in self.root.rglob(f"*{_PART}"):
+            # Not from the statistics file, which may be one commit ahead of the totals.
+            self._stats = _pool([_stats_of(record) for record in records])
+        for path in self.root.rglob(f".*{_PART}"):
             path.unlink()
         for path in self._paths(self._file).values():
             path.unlink(missing_ok=True)
@@ -191,23 +186,30 @@ class DatasetWriter:
         self._pending_frames += len(episode)
 
     def commit(self) -> None:
-        """Make all added episodes part of the dataset. Does nothing if there are none."""
+        """Make all added episodes part of the dataset. Does nothing if there are none.
+
+        Raises:
+            OSError: the disk is full, or fails. What was committed before stays; the writer is of
+                no use any more, a new one takes up from there.
+        """
         if not self._pending:
             return
+        # Taken out first: committing once more after an error has nothing to write.
+        pending, self._pending = self._pending, []
         paths = self._paths(self._file)
         for encoder in self._encoders.values():
             encoder.close()
         self._encoders.clear()
 
         tables = []
-        for episode, meta, _ in self._pending:
+        for episode, meta, _ in pending:
             columns = self._columns(episode, meta["episode_index"], meta["dataset_from_index"])
             columns["simulator_state"] = encode_state(episode.simulator_state)
             tables.append(pa.table({key: _arrow(value) for key, value in columns.items()}))
         _write_table(pa.concat_tables(tables), paths["data"])
 
         rows = []
-        for _, meta, stats in self._pending:
+        for _, meta, stats in pending:
             flat = {
                 f"stats/{feature}/{name}": value.tolist()
                 for feature, values in stats.items()
@@ -217,10 +219,10 @@ class DatasetWriter:
         _write_table(pa.Table.from_pylist(rows), paths["episodes"])
 
         before = [self._stats] if self._stats else []
-        self._stats = _pool(before + [stats for *_, stats in self._pending])
-        self.total_episodes += len(self._pending)
+        self._stats = _pool(before + [stats for *_, stats in pending])
+        self.total_episodes += len(pending)
         self.total_frames += self._pending_frames
-        self.next_attempt = self._pending[-1][1]["attempt"] + 1
+        self.next_attempt = pending[-1][1]["attempt"] + 1
 
         # Data before records before totals: at every moment, what the totals promise is there.
         for path in paths.values():
@@ -238,7 +240,6 @@ class DatasetWriter:
         )
         _write_json(self.root / INFO, self._info())
         self._file += 1
-        self._pending.clear()
         self._pending_frames = 0
 
     def _columns(self, episode: Episode, number: int, begin: int) -> dict[str, np.ndarray]:
@@ -396,6 +397,16 @@ def _pool(parts: Sequence[Stats]) -> Stats:
     return pooled
 
 
+def _stats_of(record: Mapping[str, Any]) -> Stats:
+    """The statistics in an episode's record, where they are ``stats/<feature>/<name>``."""
+    stats: Stats = {}
+    for key, value in record.items():
+        if key.startswith("stats/"):
+            _, feature, name = key.split("/")
+            stats.setdefault(feature, {})[name] = np.array(value)
+    return stats
+
+
 def _arrow(values: np.ndarray) -> pa.Array:
     """``[T]`` -> a column of scalars, ``[T, width]`` -> one of fixed-size lists."""
     if values.ndim == 1:
@@ -404,8 +415,8 @@ def _arrow(values: np.ndarray) -> pa.Array:
 
 
 def _part(path: Path) -> Path:
-    """The name under which a file is written before it is complete."""
-    return path.with_name(path.name + _PART)
+    """Under which a file is written until it is complete; hidden, so that readers pass it by."""
+    return path.with_name(f".{path.name}{_PART}")
 
 
 def _write_table(table: pa.Table, path: Path) -> None:

@@ -190,12 +190,11 @@ def draw_top_view(ax: Axes, view: TopView) -> None:
                 weight="bold", zorder=5,
             )  # fmt: skip
     colors = way_colors(sorted({mode for mode in view.modes if mode}))
-    seen: set[str] = set()
+    for mode, color in colors.items():
+        ax.plot([], [], color=color, lw=2.2, label=mode)
     for path, mode, success in zip(view.paths, view.modes, view.successes, strict=True):
         color = colors.get(mode, POLICY)
-        label = mode if mode and mode not in seen else None
-        seen.add(mode)
-        ax.plot(path[:, 0], path[:, 1], color=color, lw=1.1, alpha=0.65, label=label, zorder=3)
+        ax.plot(path[:, 0], path[:, 1], color=color, lw=1.1, alpha=0.65, zorder=3)
         if success:
             ax.plot(*path[-1], "o", color=color, ms=4, mec="white", mew=0.6, zorder=4)
         else:
@@ -210,10 +209,7 @@ def draw_top_view(ax: Axes, view: TopView) -> None:
     ax.set_xlabel(view.unit)
     ax.set_title(view.title)
     if ax.get_legend_handles_labels()[0]:
-        legend = ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), handlelength=1.2)
-        for handle in legend.get_lines():
-            handle.set_alpha(1)
-            handle.set_linewidth(2.2)
+        ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), handlelength=1.2)
 
 
 def draw_smoothness(ax: Axes, report: dict[str, Any]) -> None:
@@ -397,8 +393,11 @@ def panel_png(panel: Panel, width: float, height: float) -> bytes:
 
 
 def way_colors(names: Sequence[str]) -> dict[str, str]:
-    """One colour per way, the same in every panel as long as the names are the same."""
-    return {name: WAYS[i % len(WAYS)] for i, name in enumerate(names)}
+    """One colour per way, the same in every panel: left and right have their own."""
+    fixed = {"left": WAYS[0], "right": WAYS[1]}
+    others = [name for name in names if name not in fixed]
+    spare = {name: WAYS[(2 + i) % len(WAYS)] for i, name in enumerate(others)}
+    return {name: (fixed | spare)[name] for name in names}
 
 
 @dataclass

@@ -86,19 +86,34 @@ def build_report(
     }
 
 
-def compare(report: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Paired difference in success of two reports on the same resets (`report` minus `other`).
+def seeds_of(report: Mapping[str, Any]) -> list[int]:
+    """The episode seeds of a report."""
+    return [row["seed"] for row in report["episodes"]]
+
+
+def require_same_resets(mine: Sequence[int], theirs: Sequence[int]) -> None:
+    """Refuse to pair evaluations that ran on different episode seeds.
 
     Raises:
-        ValueError: if they ran on different seeds or in different worlds.
+        ValueError: if the two differ, naming both ranges.
     """
-    mine, theirs = ([row["seed"] for row in r["episodes"]] for r in (report, other))
-    if mine != theirs:
+    if list(mine) != list(theirs):
         raise ValueError(
             f"a paired difference needs the same resets, but the seeds differ: "
             f"{_range(mine)} here, {_range(theirs)} there"
         )
-    world, other_world = (r.get("environment") for r in (report, other))
+
+
+def compare(report: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Paired difference in success of two reports on the same resets (`report` minus `other`).
+
+    Policies with other cameras or picture sizes may be compared: the resets are the same.
+
+    Raises:
+        ValueError: if they ran on different seeds or in different worlds.
+    """
+    require_same_resets(seeds_of(report), seeds_of(other))
+    world, other_world = _world(report), _world(other)
     if world != other_world:
         raise ValueError(
             f"a paired difference needs the same world, but it is {world} here, {other_world} there"
@@ -228,6 +243,14 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _world(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the resets depend on: the environment without what only the policy's eyes see."""
+    environment = dict(report.get("environment") or {})
+    options = environment.get("options") or {}
+    seen = ("cameras", "image_size")
+    return environment | {"options": {k: v for k, v in options.items() if k not in seen}}
 
 
 def _range(seeds: Sequence[int]) -> str:

@@ -163,10 +163,11 @@ def smoothness(
     for path in ("commands", "motion"):
         everything = [scores[path] for scores in mine]
         won = [s[path] for s, e in zip(mine, evaluation.episodes, strict=True) if e.success]
-        entry = _means(everything)
-        entry["successes"] = _means(won)
+        names = list(everything[0])
+        entry = _means(everything, names)
+        entry["successes"] = _means(won, names)
         if theirs is not None:
-            reference = _means([scores[path] for scores in theirs])
+            reference = _means([scores[path] for scores in theirs], names)
             entry["to_demonstrations"] = _ratios(entry, reference)
             entry["successes"]["to_demonstrations"] = _ratios(entry["successes"], reference)
             entry["demonstrations"] = reference
@@ -270,9 +271,8 @@ def _path_scores(
     return scores
 
 
-def _means(scores: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Mean of every metric over the episodes that have it."""
-    names = list(scores[0]) if scores else list(METRICS)
+def _means(scores: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, Any]:
+    """Mean of every metric over the episodes that have it; NaN where none has."""
     means: dict[str, Any] = {}
     for name in names:
         values = np.array([s[name] for s in scores])

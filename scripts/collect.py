@@ -31,6 +31,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 import envs
+from envs.rendering import RenderingUnavailableError
 
 if TYPE_CHECKING:
     from envs.base import ArmEnv
@@ -98,6 +99,7 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> CollectR
     Raises:
         KeyboardInterrupt: at Ctrl-C, after what is finished has been committed.
         ValueError, FileExistsError: see `envs.dataset.DatasetWriter` and `envs.make`.
+        OSError: the disk is full, or fails; what was committed before stays.
         RuntimeError: the expert keeps failing.
     """
     from envs.dataset import DatasetWriter  # not for the workers, which import this module too
@@ -308,7 +310,7 @@ def main(values: DictConfig) -> None:
         bar.stop()
         console.print(f"Stopped. {config.out} holds what is finished; the same command goes on.")
         raise SystemExit(130) from None
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, OSError, RenderingUnavailableError) as error:
         raise SystemExit(str(error)) from None
     finally:
         bar.stop()

@@ -11,6 +11,7 @@ writes ``report.json``, ``report.html`` and ``report.png`` into ``out``, with ``
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +21,8 @@ import gymnasium as gym
 import hydra
 import numpy as np
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -36,23 +38,28 @@ from policies import report as reports
 from policies.evaluation import (
     Episode,
     Evaluation,
+    ReplayError,
     episode_seeds,
     evaluate,
     replay,
 )
 from policies.figure import JointTrace, Landmark, TopView
 from policies.floors import HoldPolicy, RandomPolicy
+from policies.flow_policy import FlowPolicy, PolicyConfig
 from policies.media import Strip, Video
 from policies.scores import Axes
 from policies.smoothness import MotionLimits
-from policies.stamp import stamp
 from policies.types import Decision, Observation, Policy
-from worldmodel.types import Spec
+from worldmodel.checkpoint import CheckpointError
+from worldmodel.stamp import stamp
+from worldmodel.types import Spec, SpecMismatchError
+
+from .train import choose_device
 
 
 @dataclass
 class LimitsConfig:
-    """Per joint: rad/s, rad/s^2, rad/s^3."""
+    """What the joints may do at most, one number per joint: rad/s, rad/s^2, rad/s^3."""
 
     velocity: list[float] = field(default_factory=list)
     acceleration: list[float] = field(default_factory=list)
@@ -61,7 +68,30 @@ class LimitsConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Values and their meaning: ``configs/evaluate.yaml``."""
+    """What is evaluated, and how.
+
+    Attributes:
+        checkpoint: a run's folder, or its ``checkpoints/last`` or ``checkpoints/best``.
+        env: short name or Gymnasium id of the environment.
+        options: of the environment (a mapping); they override those of the demonstrations that
+            the checkpoint was trained on. Cameras and image size are the checkpoint's.
+        episodes: how many resets.
+        seed: which block of resets; the same for every policy, so that results are paired.
+        purpose: "reported" or "sweep" (see `policies.evaluation.episode_seeds`).
+        out: folder for the report.
+        steps: sampling steps per chunk.
+        execute, prefix: see `policies.flow_policy.PolicyConfig`.
+        num_envs: episodes side by side.
+        device: of the policy: "auto", "cpu", "cuda", ...
+        floors: also evaluate random actions and holding still.
+        expert: also evaluate the scripted expert: ceiling, and the demonstrations that smoothness
+            is compared with.
+        latency_episodes: run again with one slot, which chunks are timed in.
+        videos: of the first successes, and as many of the first failures.
+        video_size: their side, in pixels.
+        compare: folders of other evaluations on the same resets.
+        limits: of the joints; None leaves the shares of steps beyond them out.
+    """
 
     checkpoint: str = MISSING
     env: str = "reach_around"
@@ -71,6 +101,8 @@ class EvaluateConfig:
     purpose: str = "reported"
     out: str = "outputs/evaluate"
     steps: int = 5
+    execute: int = 8
+    prefix: int = 0
     num_envs: int = 16
     device: str = "auto"
     floors: bool = True
@@ -118,16 +150,18 @@ class ExpertPolicy:
 def environment_options(config: EvaluateConfig, policy: Policy) -> dict[str, Any]:
     """Options that make the world look as it did in training; ``config.options`` overrides them.
 
-    Cameras and image size are the checkpoint's; further options (such as the target's size) are
-    those stamped by the data that it was trained on.
+    Cameras are the checkpoint's. If its stamp says that the demonstrations come from this
+    environment (``environment``: what `scripts.collect` wrote), pictures are rendered at their size
+    (the policy resizes them as training did; rendering smaller is not the same) and the target has
+    their size; else pictures are rendered at the size that the model sees.
     """
     options: dict[str, Any] = {}
     spec: Spec | None = getattr(policy, "spec", None)
     if spec is not None:
         options |= {"cameras": list(spec.cameras), "image_size": list(spec.image_size)}
-    trained_in = (getattr(policy, "stamp", None) or {}).get("environment") or {}
-    if trained_in.get("name") == config.env:
-        options |= trained_in.get("options") or {}
+    world = (getattr(policy, "stamp", None) or {}).get("environment") or {}
+    if world.get("env") == envs.find(config.env).gym_id:
+        options |= {k: world[k] for k in ("image_size", "target") if world.get(k) is not None}
     return options | dict(config.options or {})
 
 
@@ -160,15 +194,23 @@ def run_evaluation(
     """
     bars = _Bars(progress)
     seeds = episode_seeds(config.episodes, config.seed, config.purpose)
+    others = {folder: _read_report(Path(folder)) for folder in config.compare}
+    for other in others.values():  # now rather than after an hour of episodes
+        reports.require_same_resets(seeds, reports.seeds_of(other))
     options = environment_options(config, policy)
     blind = options | {"cameras": []}
 
-    probe = envs.make(config.env, **options)
+    try:
+        probe = envs.make(config.env, **options)
+    except TypeError as error:
+        raise ValueError(f"environment {config.env} refuses options {options}: {error}") from error
     world: Any = probe.unwrapped
     box: Any = probe.action_space
     spec: Spec | None = getattr(policy, "spec", None)
     if spec is not None:
-        spec.require_same(environment_spec(probe), "the checkpoint", f"environment {config.env}")
+        spec.require_same(
+            environment_spec(probe), "the checkpoint", f"environment {config.env}", image_size=False
+        )
     axes = Axes.from_names(world.action_names, world.state_names, box.low, box.high)
     probe.close()
 
@@ -221,9 +263,12 @@ def run_evaluation(
             "checkpoint": getattr(policy, "stamp", None),
         },
     }
+    if single is not None:
+        # A batched matrix product rounds differently: say how much that matters.
+        alone, beside = single.outcomes, evaluation.outcomes[: len(single.episodes)]
+        report["single_slot"] = {"n": len(alone), "same_outcome": int((alone == beside).sum())}
     report["comparisons"] = {
-        folder: reports.compare(reports.strict(report), _read_report(Path(folder)))
-        for folder in config.compare
+        folder: reports.compare(reports.strict(report), other) for folder, other in others.items()
     }
     videos = film(config, evaluation, blind, bars)
     strip = imagined_strip(policy, config.env, options, seeds[0])
@@ -331,6 +376,7 @@ def top_view(
         modes=[e.mode for e in shown],
         successes=[e.success for e in shown],
         landmarks=landmarks,
+        unit="m, as the arm sees it",
         title=f"Fingertip from above, first {len(shown)} resets",
     )
 
@@ -445,30 +491,38 @@ def _read_report(path: Path) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def new_progress() -> Progress:
+def new_progress(console: Console) -> Progress:
     """The bars that this script shows."""
     return Progress(
         TextColumn("{task.description:>16}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
     )
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="evaluate")
-def main(config: Any) -> None:
-    settings = cast(EvaluateConfig, OmegaConf.to_object(config))
-    from policies.flow_policy import FlowPolicy, PolicyConfig
-
-    policy = FlowPolicy.from_checkpoint(
-        settings.checkpoint, PolicyConfig(steps=settings.steps, device=settings.device)
-    )
-    out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, out / "config.yaml")
-    with new_progress() as progress:
-        report = run_evaluation(settings, policy, progress)
-    print_summary(report, out, Console())
+@hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
+def main(config: DictConfig) -> None:
+    console = Console()
+    try:
+        settings = cast(EvaluateConfig, OmegaConf.to_object(config))
+        envs.find(settings.env)
+        acting = PolicyConfig(settings.steps, settings.execute, settings.prefix)
+        device = str(choose_device(settings.device))
+        policy = FlowPolicy.from_checkpoint(settings.checkpoint, acting, device)
+        out = Path(settings.out)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(OmegaConf.to_yaml(config))
+        with new_progress(console) as progress:
+            report = run_evaluation(settings, policy, progress)
+    except MissingMandatoryValue as error:
+        console.print(f"[bold red]Missing:[/] {error.full_key}=..., see --help", highlight=False)
+        sys.exit(1)
+    except (CheckpointError, SpecMismatchError, ReplayError, ValueError, OSError) as error:
+        console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+        sys.exit(1)
+    print_summary(report, out, console)
 
 
 if __name__ == "__main__":

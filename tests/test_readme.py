@@ -1,8 +1,9 @@
 """The README is run: a command in it that does not work is a bug.
 
 A code block after a line ``<!-- tested -->`` is executed, in a sandbox that looks like the clone,
-in the order of the file and in one place, so that a block may use what one before it made. Every
-other command is still checked for the names it uses.
+in the order of the file and in one place, so that a block may use what one before it made. Blocks
+after ``<!-- tested, slow -->`` join in when the slow tests run. Every other command is still
+checked for the names it uses.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pytest
 from .conftest import ROOT
 from .test_configs import SCRIPTS, compose
 
-MARK = "<!-- tested -->"
+MARK, SLOW = "<!-- tested -->", "<!-- tested, slow -->"
 FOLDERS = ("worldmodel", "envs", "policies", "configs", "scripts", "tests")
 
 
@@ -29,7 +30,7 @@ class Block:
     language: str
     text: str
     line: int
-    tested: bool
+    mark: str
 
 
 def blocks() -> list[Block]:
@@ -42,7 +43,7 @@ def blocks() -> list[Block]:
                 number += 1
             before = [line for line in lines[:start] if line.strip()]
             body = "\n".join(lines[start + 1 : number])
-            found.append(Block(fence[1], body, start + 1, bool(before) and before[-1] == MARK))
+            found.append(Block(fence[1], body, start + 1, before[-1] if before else ""))
         number += 1
     return found
 
@@ -104,12 +105,16 @@ def test_python_in_the_readme_compiles(block: Block) -> None:
     compile(block.text, f"README.md:{block.line}", "exec")
 
 
-def test_the_tested_blocks_run(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)  # several programs one after the other, on a machine that may be busy
+@pytest.mark.parametrize(
+    "marks", [(MARK,), pytest.param((MARK, SLOW), marks=pytest.mark.slow)], ids=["quick", "slow"]
+)
+def test_the_tested_blocks_run(marks: tuple[str, ...], tmp_path: Path) -> None:
     for name in (*FOLDERS, "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     ran = 0
-    for block in (b for b in blocks() if b.tested):
+    for block in (b for b in blocks() if b.mark in marks):
         program = {
             "bash": ["bash", "-euo", "pipefail", "-c"],
             "python": [sys.executable, "-c"],
@@ -126,4 +131,4 @@ def test_the_tested_blocks_run(tmp_path: Path) -> None:
             f"README.md:{block.line} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         )
         ran += 1
-    assert ran, f"no block of the README is marked {MARK}"
+    assert ran, f"no block of the README is marked {marks}"

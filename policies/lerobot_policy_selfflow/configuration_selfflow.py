@@ -44,7 +44,7 @@ class SelfflowConfig(PreTrainedConfig):
     n_action_steps: int = 8
     sampling_steps: int = 5
     normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_identity)
-    push_to_hub: bool = False  # type: ignore[assignment] # LeRobot's default uploads
+    push_to_hub: bool = False  # LeRobot uploads by default
     license: str | None = "apache-2.0"
 
     format: int = 1

@@ -5,25 +5,27 @@ from __future__ import annotations
 import difflib
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
-from worldmodel.checkpoint import load_weights, parse_config
-from worldmodel.data.resize import resize_frames
+from policies.flow_policy import FlowPolicy, PolicyConfig
+from worldmodel.checkpoint import Checkpoint, load_weights, parse_config
 from worldmodel.inputs import Inputs
 from worldmodel.model import WorldModel
-from worldmodel.sampler import sample
-from worldmodel.streams import generator
-from worldmodel.tokens import pattern
+from worldmodel.streams import derive
 
 from .configuration_selfflow import SelfflowConfig
 
+STATE = "observation.state"
+
 
 class SelfflowPolicy(PreTrainedPolicy):
-    """Acts by sampling action chunks from a world model.
+    """`policies.flow_policy.FlowPolicy` with LeRobot's batches in and tensors out.
 
     A batch holds ``observation.state`` float32 ``[B, S]``, ``observation.images.CAMERA`` float32
     ``[B, 3, h, w]`` in [0, 1] of any size, and optionally ``task``, one text for all or one each.
@@ -42,8 +44,8 @@ class SelfflowPolicy(PreTrainedPolicy):
         ValueError: the configuration is of no checkpoint, or does not fit the features.
     """
 
-    config_class = SelfflowConfig  # type: ignore[assignment] # LeRobot annotates both as None
-    name = "selfflow"  # type: ignore[assignment]
+    config_class = SelfflowConfig
+    name = "selfflow"
 
     def __init__(
         self,
@@ -56,7 +58,10 @@ class SelfflowPolicy(PreTrainedPolicy):
         self.spec, self.horizon, model, objective = parse_config(vars(config))
         self.model = WorldModel(self.spec, self.horizon, model)
         self.inputs = Inputs(self.spec, self.model.modalities, model.normalization)
-        self.time = objective.time
+        self.flow = FlowPolicy(
+            Checkpoint(Path(), self.model, self.inputs, objective, stamp={}),
+            PolicyConfig(steps=config.sampling_steps, execute=config.n_action_steps),
+        )
         self.seed = 0
         self._episode = -1
         self.reset()
@@ -64,7 +69,7 @@ class SelfflowPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         """Forget the episode: frames seen, actions waiting."""
         span = (self.horizon.past - 1) * self.horizon.past_stride + 1
-        self._seen: deque[dict[str, Tensor]] = deque(maxlen=span)
+        self._seen: deque[dict[str, np.ndarray]] = deque(maxlen=span)
         self._waiting: deque[Tensor] = deque()
         self._episode += 1
         self._chunk = 0
@@ -104,17 +109,17 @@ class SelfflowPolicy(PreTrainedPolicy):
         return {"params": self.parameters()}
 
     def _see(self, batch: Mapping[str, Any]) -> None:
-        """Keep what the model needs of an observation: frames at its size, the state."""
-        now: dict[str, Tensor] = {}
+        """Keep an observation: cameras uint8 ``[B, h, w, 3]`` by name, and the state."""
+        now: dict[str, np.ndarray] = {}
         for camera in self.spec.cameras:
             frames = self._feature(batch, f"observation.images.{camera}", dimensions=4)
             frames = (frames * 255).round().clamp(0, 255).to(torch.uint8)
-            now[f"video/{camera}"] = resize_frames(frames, self.spec.image_size)
-        if self.spec.state_dim:
-            now["state"] = self._feature(batch, "observation.state", dimensions=2).float()
-        if self._seen and (was := _rows(self._seen[-1])) != _rows(now):
+            now[camera] = frames.movedim(1, -1).cpu().numpy()
+        state = self._feature(batch, STATE, dimensions=2)
+        now[STATE] = state.float().cpu().numpy()
+        if self._seen and (rows := len(self._seen[-1][STATE])) != len(state):
             raise ValueError(
-                f"the batch has {_rows(now)} rows, the one before had {was}; call reset() between"
+                f"the batch has {len(state)} rows, the one before had {rows}; call reset() between"
             )
         self._seen.append(now)
 
@@ -130,53 +135,36 @@ class SelfflowPolicy(PreTrainedPolicy):
             )
         return value
 
-    @torch.no_grad()
     def _sample(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Tensor:
-        steps = range(self.horizon.past - 1, -1, -1)  # at the start, the first frame stands in
-        back = [min(i * self.horizon.past_stride, len(self._seen) - 1) for i in steps]
-        past = [self._seen[-1 - i] for i in back]
-        device = next(self.model.parameters()).device
-        self.inputs.to(device)
-        given = {
-            name: self.inputs.normalize(name, torch.stack([frame[name] for frame in past], 1))
-            for name in past[-1]
-        }
-        rows = _rows(past[-1])
+        past, stride = self.horizon.past, self.horizon.past_stride
+        # At the start of an episode its first observation stands in for those before it.
+        seen = [self._seen[max(0, len(self._seen) - 1 - k * stride)] for k in range(past)][::-1]
+        stacked = {name: np.stack([now[name] for now in seen], axis=1) for name in seen[-1]}
+        state = stacked.pop(STATE)
         if noise is None:
-            noise = self._noise(rows)
+            seeds = [derive(self.seed, "lerobot", self._episode, row) for row in range(len(state))]
+            start = np.stack([self.flow.noise(seed, self._chunk) for seed in seeds])
+        else:
+            start = noise.float().cpu().numpy()
         self._chunk += 1
-        action = self.model.modalities["action"]
-        found = sample(
-            self.model,
-            pattern("act", self.horizon),
-            given,
-            self._task(batch.get("task"), rows),
-            {"action": action.patch(noise.to(device))},
-            self.config.sampling_steps,
-            self.time,
-        )
-        return self.inputs.denormalize("action", found["action"])
-
-    def _noise(self, rows: int) -> Tensor:
-        shape = (self.horizon.chunk, self.spec.action_dim)
-        sources = [
-            generator(self.seed, "lerobot", self._episode, self._chunk, row) for row in range(rows)
-        ]
-        return torch.stack([torch.randn(shape, generator=source) for source in sources])
-
-    def _task(self, texts: str | list[str] | None, rows: int) -> Tensor:
-        """Task numbers ``[B]``; -1 where the checkpoint or the batch has no tasks."""
-        known = self.spec.tasks
         device = next(self.model.parameters()).device
+        self.inputs.to(device)  # no submodule, so `policy.to(device)` has not moved it
+        task = self._tasks(batch.get("task"), len(state))
+        chunk = self.flow.predict_action_chunk(stacked, state, task, start)
+        return torch.from_numpy(chunk).to(device)
+
+    def _tasks(self, texts: str | list[str] | None, rows: int) -> list[str] | None:
+        """One task text per row, or None; refuses what the model was not trained on."""
+        known = self.spec.tasks
         if not known or not texts:
-            return torch.full((rows,), -1, device=device)
+            return None
         texts = [texts] * rows if isinstance(texts, str) else list(texts)
         for text in texts:
-            if text not in known:
+            if text and text not in known:
                 near = difflib.get_close_matches(text, known, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"unknown task {text!r}.{hint} This policy knows {list(known)}")
-        return torch.tensor([known.index(text) for text in texts], device=device)
+        return texts
 
     @classmethod
     def _load_as_safetensor(
@@ -185,7 +173,3 @@ class SelfflowPolicy(PreTrainedPolicy):
         """Load all weights or none: LeRobot's default keeps random ones where some are missing."""
         load_weights(model.model, model_file)
         return model
-
-
-def _rows(values: Mapping[str, Tensor]) -> int:
-    return len(next(iter(values.values())))

@@ -162,7 +162,7 @@ class _KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("survived", range(9))
+@pytest.mark.parametrize("survived", range(7))
 def test_killed_at_any_point_of_a_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, episodes: list[Episode], survived: int
 ) -> None:

@@ -24,9 +24,10 @@ class HomeSick:
     """Commands zeros; carries a checkpoint's facts."""
 
     name = "zeros"
-    stamp = {"environment": {"name": "reach_around", "options": {"target": "hard"}}}  # noqa: RUF012
 
     def __init__(self, state_names):
+        source = {"env": "selfflow/ReachAround-v0", "target": "hard", "image_size": [40, 40]}
+        self.stamp = {"environment": source}
         self.spec = Spec(("front",), (32, 32), state_names, state_names, 20.0)
 
     def reset(self, seeds):
@@ -36,7 +37,7 @@ class HomeSick:
         pass
 
     def act(self, observation, active):
-        assert observation.images["front"].shape[1:] == (32, 32, 3)
+        assert observation.images["front"].shape[1:] == (40, 40, 3)
         return Decision(np.zeros((self.size, 8), np.float32), active)
 
 
@@ -57,8 +58,9 @@ def test_run_evaluation_writes_a_report(tmp_path, names):
     assert report["success"]["k"] == 0
     assert report["expert"]["k"] == 2
     assert report["environment"]["options"] == {
-        "cameras": ["front"], "image_size": [32, 32], "target": "hard",
+        "cameras": ["front"], "image_size": [40, 40], "target": "hard",
     }  # fmt: skip
+    assert report["single_slot"] == {"n": 1, "same_outcome": 1}
     assert report["stamp"]["seeds"]["purpose"] == "reported"
     config.out, config.compare = str(tmp_path / "second"), [str(tmp_path / "first")]
     config.floors = config.expert = False
@@ -79,7 +81,10 @@ def test_options_given_win_over_those_of_the_checkpoint(names):
     mine = EvaluateConfig(env="reach_around", options={"target": "easy"})
     assert environment_options(mine, policy)["target"] == "easy"
     elsewhere = EvaluateConfig(env="reach")
-    assert "target" not in environment_options(elsewhere, policy)
+    assert environment_options(elsewhere, policy) == {
+        "cameras": ["front"],
+        "image_size": [32, 32],
+    }
 
 
 def test_the_expert_solves_its_task_in_any_number_of_slots():

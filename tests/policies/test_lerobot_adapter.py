@@ -42,17 +42,20 @@ SPEC = Spec(
 )
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save(folder: Path, objective: str) -> None:
     """A checkpoint with random weights everywhere: fresh heads are zero and would hide mistakes."""
-    folder = tmp_path_factory.mktemp("run") / "checkpoint"
-    folder.mkdir()
     model = WorldModel(SPEC, HORIZON, ModelConfig(size="debug", patch=8))
     source = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=source))
-    save_policy(folder, model, ObjectiveConfig(), {"made by": "a test"})
+    save_policy(folder, model, ObjectiveConfig(name=objective), {"made by": "a test"})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save(folder, "selfflow")
     return folder
 
 
@@ -147,6 +150,13 @@ def test_reset_forgets_the_frames_of_the_last_episode(policy: SelfflowPolicy) ->
     assert torch.equal(policy.predict_action_chunk(batch(seed=9), noise=noise), fresh)
     policy.reset()
     assert not torch.equal(policy.predict_action_chunk(batch(seed=8), noise=noise), after)
+
+
+def test_a_regression_checkpoint_predicts_in_one_step_from_nothing(tmp_path: Path) -> None:
+    save(tmp_path, "regression")
+    policy = SelfflowPolicy.from_pretrained(tmp_path)
+    first = policy.predict_action_chunk(batch())
+    assert torch.equal(policy.predict_action_chunk(batch()), first)
 
 
 def test_the_task_matters_and_an_unknown_one_is_named(policy: SelfflowPolicy) -> None:

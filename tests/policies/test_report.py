@@ -153,6 +153,8 @@ def test_other_seeds_are_refused(runs, report):
     with pytest.raises(ValueError, match="same world"):
         compare(report, moved)
     assert compare(report, report)["difference"] == 0
+    near, far = ({"environment": {"name": "a", "options": {"image_size": n}}} for n in (48, 96))
+    assert compare(report | near, report | far)["only_a"] == 0
 
 
 def test_strict_json_has_no_nan():
@@ -195,12 +197,13 @@ def test_write_report(runs, report, tmp_path):
 
 
 def test_a_bare_report_is_written_too(tmp_path):
-    """No expert, no floors, no chunk, no success, no way, no film."""
+    """No expert, no floors, no chunk, no success, no way, no film; but limits."""
     run = evaluate(HoldPolicy(), point_world, SEEDS[:2])
     for episode in run.episodes:
         episode.mode = ""
     run.calls.clear()
-    paths = write_report(build_report(run, AXES), tmp_path)
+    limits = MotionLimits([1.0, 1.0], [5.0, 5.0], [50.0, 50.0])
+    paths = write_report(build_report(run, AXES, limits=limits), tmp_path)
     read = json.loads(paths.json.read_text(), parse_constant=pytest.fail)
     assert read["expert"] is None
     assert read["latency_ms"]["p95"] is None

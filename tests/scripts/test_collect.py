@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -56,10 +58,10 @@ def without_stats(content: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """120 episodes, collected at one go in one process."""
+    """60 episodes, collected at one go in one process."""
     out = tmp_path_factory.mktemp("whole") / "data"
-    result = collect(CollectConfig(**BASE, episodes=120, out=str(out), workers=0))
-    assert result.episodes == result.collected == result.attempts == 120
+    result = collect(CollectConfig(**BASE, episodes=60, out=str(out), workers=0))
+    assert result.episodes == result.collected == result.attempts == 60
     return without_stats(read(out))
 
 
@@ -68,28 +70,28 @@ def test_killed_and_resumed_equals_uninterrupted(
 ) -> None:
     """With SIGKILL, twice; readable each time, and no worker is left behind."""
     out = tmp_path / "data"
-    for count in (2, 40):
-        process = start(root, out, "episodes=120", "workers=1")
+    for count in (2, 20):
+        process = start(root, out, "episodes=60", "workers=1")
         wait_for_episodes(process, out, count)
         os.kill(process.pid, signal.SIGKILL)
         # Workers hold the pipe too: it ends when the last of them does.
         process.communicate(timeout=30)
         done = episodes_in(out)
-        assert count <= done < 120
+        assert count <= done < 60
         assert read(out)["seeds"] == whole["seeds"][:done]
-    result = collect(CollectConfig(**BASE, episodes=120, out=str(out), workers=0))
-    assert result.episodes == 120
-    assert result.collected == 120 - done
+    result = collect(CollectConfig(**BASE, episodes=60, out=str(out), workers=0))
+    assert result.episodes == 60
+    assert result.collected == 60 - done
     assert without_stats(read(out)) == whole
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
 def test_interrupted_it_keeps_everything_finished(
-    root: Path, tmp_path: Path, whole: dict[str, Any], number: signal.Signals
+    root: Path, tmp_path: Path, whole: dict[str, Any], number: signal.Signals, workers: int
 ) -> None:
     """Ctrl-C reaches the workers as well; what is finished but not yet committed is kept."""
     out = tmp_path / "data"
-    process = start(root, out, "episodes=120", "workers=1", "commit_every=7")
+    process = start(root, out, "episodes=60", f"workers={workers}", "commit_every=7")
     wait_for_episodes(process, out, 7)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     output, _ = process.communicate(timeout=30)
@@ -135,6 +137,29 @@ def test_an_expert_that_always_fails_ends_it(
     config = CollectConfig(**BASE, episodes=1, out=str(tmp_path / "data"), workers=0)
     with pytest.raises(RuntimeError, match="expert of reach failed 3 times in a row"):
         collect(config)
+
+
+def test_a_full_disk_is_named_and_costs_only_the_last_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
+) -> None:
+    written = 0
+
+    def write_table(*arguments: Any, **options: Any) -> None:
+        nonlocal written
+        written += 1
+        if written > 3:  # in the second commit, between data and records
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real_write_table(*arguments, **options)
+
+    real_write_table = pq.write_table
+    config = CollectConfig(**BASE, episodes=6, out=str(tmp_path / "data"), workers=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(pq, "write_table", write_table)
+        with pytest.raises(OSError, match="No space left"):
+            collect(config)
+    assert read(tmp_path / "data")["seeds"] == whole["seeds"][:2]
+    collect(config)
+    assert read(tmp_path / "data")["seeds"] == whole["seeds"][:6]
 
 
 def test_progress_is_reported_and_a_finished_collection_stays(tmp_path: Path) -> None:

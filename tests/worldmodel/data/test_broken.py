@@ -89,7 +89,7 @@ def test_empty_and_other_folders(copy: Path, refused) -> None:
     [
         (
             "v2.1",
-            ["v3.0 is needed", "python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id"],
+            ["v3.0 is needed", "-m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id"],
         ),
         ("v2.0", ["first to v2.1"]),
         ("v4.0", ["another LeRobot"]),

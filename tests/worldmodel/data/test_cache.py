@@ -105,14 +105,14 @@ def test_other_failures_leave_nothing_either(squares: Path, tmp_path: Path, monk
     assert files(tmp_path) == []
 
 
-def build_slowly(root: Path, directory: Path, started, results) -> None:
-    """In a process of its own: build, a while a frame, and tell what was read and built."""
+def build_slowly(root: Path, directory: Path, builders, results) -> None:
+    """In a process of its own: build, a while a frame, and tell what was built and read."""
     torch.set_num_threads(1)
     decode, builds = cache.decode, []
 
     def slow(*args):
         builds.append(1)
-        started.set()
+        builders.put(os.getpid())
         for pair in decode(*args):
             time.sleep(0.02)
             yield pair
@@ -122,28 +122,21 @@ def build_slowly(root: Path, directory: Path, started, results) -> None:
     results.put((len(builds), total))
 
 
-def test_two_at_once_build_once_and_a_killed_one_is_no_obstacle(tmp_path: Path) -> None:
+def test_of_three_at_once_one_is_killed_one_builds_and_one_waits(tmp_path: Path) -> None:
     root, directory = write_dataset(tmp_path / "d", length=20), tmp_path / "cache"
     spawn = multiprocessing.get_context("spawn")
-    started, results = spawn.Event(), spawn.Queue()
-
-    def start() -> multiprocessing.process.BaseProcess:
-        process = spawn.Process(target=build_slowly, args=(root, directory, started, results))
+    builders, results = spawn.SimpleQueue(), spawn.Queue()
+    three = [
+        spawn.Process(target=build_slowly, args=(root, directory, builders, results))
+        for _ in range(3)
+    ]
+    for process in three:
         process.start()
-        return process
-
-    killed = start()
-    assert started.wait(60)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.join(60)
-    (part,) = files(directory)
-    assert part.endswith(".part")
-
-    both = [start(), start()]
-    told = [results.get(timeout=60) for _ in both]
-    for process in both:
+    os.kill(builders.get(), signal.SIGKILL)
+    told = [results.get(timeout=60) for _ in range(2)]
+    for process in three:
         process.join(60)
-        assert process.exitcode == 0
+    assert sorted(process.exitcode for process in three) == [-signal.SIGKILL, 0, 0]
     assert sorted(builds for builds, _ in told) == [0, 1]
     assert {total for _, total in told} == {int(first_frames(root, tmp_path / "other").sum())}
     (whole,) = files(directory)
