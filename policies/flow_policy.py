@@ -18,6 +18,7 @@ from torch import Tensor
 
 from worldmodel.checkpoint import Checkpoint, open_checkpoint
 from worldmodel.data import resize_frames
+from worldmodel.imagine import imagine
 from worldmodel.sampler import sample
 from worldmodel.tokens import pattern
 from worldmodel.types import Spec
@@ -110,7 +111,9 @@ class FlowPolicy:
         if len(due):
             latency = self._compute(due, observation.task, start)
         decision = Decision(
-            action=self._chunk[np.arange(len(active)), np.minimum(self._at, self.horizon.chunk - 1)],
+            action=self._chunk[
+                np.arange(len(active)), np.minimum(self._at, self.horizon.chunk - 1)
+            ],
             new_chunk=np.isin(np.arange(len(active)), due),
             latency_ms=latency,
         )
@@ -125,9 +128,7 @@ class FlowPolicy:
             self._history[slot].append((frames, observation.state[slot]))
             del self._history[slot][:-span]
 
-    def _compute(
-        self, due: np.ndarray, tasks: list[str] | None, start: float
-    ) -> dict[str, float]:
+    def _compute(self, due: np.ndarray, tasks: list[str] | None, start: float) -> dict[str, float]:
         """Compute chunks for the slots in `due`; first chunks have no committed prefix."""
         stages: dict[str, float] = {}
         fresh = self._number[due] == 0
@@ -140,9 +141,7 @@ class FlowPolicy:
             if prefix:
                 steps = self._at[group][:, None] + np.arange(prefix)
                 committed = self._chunk[group[:, None], steps]
-            noise = np.stack([
-                self.noise(int(self._seed[s]), int(self._number[s])) for s in group
-            ])
+            noise = np.stack([self.noise(int(self._seed[s]), int(self._number[s])) for s in group])
             task = [tasks[s] for s in group] if tasks else None
             mark = time.perf_counter()
             stages["observe"] = stages.get("observe", 0.0) + 1e3 * (mark - start)
@@ -199,6 +198,36 @@ class FlowPolicy:
             noise = np.stack([self.noise(i, 0) for i in range(len(state))])
         return self._predict(video, state, task, noise, prefix)[0]
 
+    def imagine(
+        self, images: Mapping[str, np.ndarray], state: np.ndarray, commands: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the first camera would show under these commands, as the world model imagines it.
+
+        Args:
+            images: camera name -> uint8 ``[T + 1, H, W, C]``; only frame 0 is looked at.
+            state: ``[T + 1, S]``; only row 0 is looked at.
+            commands: ``[T, A]``.
+
+        Returns:
+            Frames uint8 ``[N, H, W, C]`` at the camera's size, and their indices ``[N]`` in `images`,
+            index 0 (the given frame, as the model sees it) first.
+        """
+        past = self.horizon.past
+        video = {}
+        for camera in self.spec.cameras:
+            first = torch.from_numpy(images[camera][:1]).movedim(-1, -3)
+            video[camera] = resize_frames(first, self.spec.image_size)[None].repeat(
+                1, past, 1, 1, 1
+            )
+        start = torch.from_numpy(np.asarray(state[:1], np.float32))[None].repeat(1, past, 1)
+        actions = torch.from_numpy(np.asarray(commands, np.float32))[None]
+        imagined = imagine(self.checkpoint, video, start, actions)
+        camera = self.spec.cameras[0]
+        frames = torch.cat([video[camera][:, -1:].to("cpu"), imagined.video[camera].cpu()], 1)[0]
+        size = images[camera].shape[1:3]
+        shown = resize_frames(frames, (size[0], size[1])).movedim(-3, -1).numpy()
+        return shown, np.concatenate([[0], imagined.frames.numpy()])
+
     @torch.no_grad()
     def _predict(self, video, state, task, noise, committed) -> tuple[np.ndarray, dict[str, float]]:
         begin = time.perf_counter()
@@ -223,8 +252,13 @@ class FlowPolicy:
             start, steps = torch.zeros_like(start), 1
         mark = time.perf_counter()
         patches = sample(
-            self.model, question, given, torch.tensor(index, device=device), {"action": start},
-            steps, self.checkpoint.objective.time,
+            self.model,
+            question,
+            given,
+            torch.tensor(index, device=device),
+            {"action": start},
+            steps,
+            self.checkpoint.objective.time,
         )["action"]
         if device.type == "cuda":
             torch.cuda.synchronize()

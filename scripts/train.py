@@ -90,8 +90,11 @@ def train(config: TrainConfig, console: Console, data: Data | None = None) -> Fi
     console.print(repr(data), highlight=False)
     c = config.data
     horizon = Horizon(
-        past=c.past, past_stride=c.past_stride, future=c.future,
-        future_stride=c.future_stride, chunk=c.chunk,
+        past=c.past,
+        past_stride=c.past_stride,
+        future=c.future,
+        future_stride=c.future_stride,
+        chunk=c.chunk,
     )
     device = choose_device(config.device)
     model = WorldModel(data.spec, horizon, config.model, config.seed)
@@ -101,12 +104,23 @@ def train(config: TrainConfig, console: Console, data: Data | None = None) -> Fi
         stamp["init"] = str(config.init)
     objective = SelfFlow(model, config.objective, config.seed).to(device)
     count = sum(p.numel() for p in model.parameters())
-    console.print(f"model       {config.model.size}, {count / 1e6:.2f}M parameters, {device}; "
-                  f"objective {config.objective.name}", highlight=False)
+    console.print(
+        f"model       {config.model.size}, {count / 1e6:.2f}M parameters, {device}; "
+        f"objective {config.objective.name}",
+        highlight=False,
+    )
     (out / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
     return fit(
-        objective, data.train, data.validation if len(data.validation) else None, config.fit, out,
-        stamp, steps=config.steps, minutes=config.minutes, seed=config.seed, resume=config.resume,
+        objective,
+        data.train,
+        data.validation if len(data.validation) else None,
+        config.fit,
+        out,
+        stamp,
+        steps=config.steps,
+        minutes=config.minutes,
+        seed=config.seed,
+        resume=config.resume,
         console=console,
     )
 

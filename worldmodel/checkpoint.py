@@ -90,7 +90,9 @@ def find(path: str | Path, prefer: str = "last") -> Path:
             return folder.resolve()
     if not root.exists():
         near = sorted(p.name for p in root.parent.iterdir()) if root.parent.is_dir() else []
-        raise CheckpointError(f"no such folder: {root}" + (f"; beside it: {near[:10]}" * bool(near)))
+        raise CheckpointError(
+            f"no such folder: {root}" + (f"; beside it: {near[:10]}" * bool(near))
+        )
     content = sorted(p.name for p in root.iterdir())[:10] if root.is_dir() else "a file"
     raise CheckpointError(
         f"{root} is no checkpoint: there is no config.json in it, in {prefer}/ or in "
@@ -238,8 +240,7 @@ def _save_processors(
         ("rename_observations_processor", {"rename_map": {}}),
         ("to_batch_processor", {}),
         ("device_processor", to_device),
-        ("normalizer_processor",
-         {"eps": 1e-8, "features": inputs | outputs, "norm_map": identity}),
+        ("normalizer_processor", {"eps": 1e-8, "features": inputs | outputs, "norm_map": identity}),
     ]
     after = [
         ("unnormalizer_processor", {"eps": 1e-8, "features": outputs, "norm_map": identity}),
@@ -269,7 +270,10 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def save_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """Write the training state: tensors as safetensors, the rest as JSON."""
     folder.mkdir()
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / "tensors.safetensors")
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+        folder / "tensors.safetensors",
+    )
     write_json(folder / "state.json", values)
 
 

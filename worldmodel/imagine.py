@@ -68,14 +68,13 @@ def imagine(
         )
     batch, total = actions.shape[:2]
     device = next(model.parameters()).device
-    expected = {m.name.removeprefix("video/") for m in model.modalities.values()
-                if m.kind == "video"}
+    expected = {
+        m.name.removeprefix("video/") for m in model.modalities.values() if m.kind == "video"
+    }
     if set(video) != expected:
         raise ValueError(f"the model sees cameras {sorted(expected)}, found {sorted(video)}")
     if total < horizon.future_stride:
-        raise ValueError(
-            f"{total} actions reach no frame; one stride is {horizon.future_stride}"
-        )
+        raise ValueError(f"{total} actions reach no frame; one stride is {horizon.future_stride}")
     task = torch.full((batch,), -1, device=device) if task is None else task.to(device)
     question = pattern("forward", horizon)
     given_steps, wanted_steps = model.slices_of(question)
@@ -95,9 +94,7 @@ def imagine(
             count = len(horizon.times(m.axis)[part])
             source = generator(seed, "imagine", number)
             noise[n] = torch.randn(batch, count, m.per_step, m.width, generator=source).to(device)
-        patches = sample(
-            model, question, given, task, noise, steps, checkpoint.objective.time
-        )
+        patches = sample(model, question, given, task, noise, steps, checkpoint.objective.time)
         future = {n: inputs.denormalize(n, v) for n, v in patches.items()}
         for n, v in future.items():
             parts[n].append(v)
@@ -105,6 +102,4 @@ def imagine(
     count = total // horizon.future_stride
     joined = {n: torch.cat(v, dim=1)[:, :count] for n, v in parts.items()}
     frames = torch.arange(1, count + 1) * horizon.future_stride
-    return Imagined(
-        {c: joined[f"video/{c}"] for c in video}, joined.get("state"), frames
-    )
+    return Imagined({c: joined[f"video/{c}"] for c in video}, joined.get("state"), frames)

@@ -52,8 +52,10 @@ class Inputs:
 
     def patches(self, window: Window, steps: Mapping[str, slice]) -> dict[str, Tensor]:
         """The patches of these modalities at these steps, each ``[B, steps, n, E]``."""
-        return {name: self.normalize(name, self.values(window, name)[:, part])
-                for name, part in steps.items()}
+        return {
+            name: self.normalize(name, self.values(window, name)[:, part])
+            for name, part in steps.items()
+        }
 
     def values(self, window: Window, name: str) -> Tensor:
         """A modality's values in a window."""

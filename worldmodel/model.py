@@ -26,8 +26,8 @@ class Size:
 
 
 SIZES = {
-    "debug": Size(64, 3, 2),
-    "tiny": Size(192, 6, 4),
+    "debug": Size(64, 3, 1),
+    "tiny": Size(128, 6, 2),
     "small": Size(384, 12, 6),
     "base": Size(768, 18, 12),
 }
@@ -63,9 +63,7 @@ class ModelConfig:
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"unknown prediction {self.prediction!r}; there are {PREDICTIONS}")
         size = SIZES[self.size]
-        return Size(
-            self.width or size.width, self.depth or size.depth, self.heads or size.heads
-        )
+        return Size(self.width or size.width, self.depth or size.depth, self.heads or size.heads)
 
 
 Patches = Mapping[str, Tensor]
@@ -187,10 +185,14 @@ class WorldModel(nn.Module):
 
     def slices_of(self, pattern: Pattern) -> tuple[dict[str, slice], dict[str, slice]]:
         """A pattern's kinds as this model's modalities: given and wanted steps by name."""
-        given = {n: pattern.given[m.kind] for n, m in self.modalities.items()
-                 if m.kind in pattern.given}
-        wanted = {n: pattern.wanted[m.kind] for n, m in self.modalities.items()
-                  if m.kind in pattern.wanted}
+        given = {
+            n: pattern.given[m.kind] for n, m in self.modalities.items() if m.kind in pattern.given
+        }
+        wanted = {
+            n: pattern.wanted[m.kind]
+            for n, m in self.modalities.items()
+            if m.kind in pattern.wanted
+        }
         return given, wanted
 
     def encode(
@@ -255,8 +257,10 @@ class WorldModel(nn.Module):
         for name, values in noisy.items():
             out = self.head[self._keys[name]](x[:, slices[name]]).float().reshape(values.shape)
             time = clock.per_token(name)
-            time = time.reshape(*time.shape, 1, 1) if time.shape[1] == 1 else time.reshape(
-                *values.shape[:3], 1
+            time = (
+                time.reshape(*time.shape, 1, 1)
+                if time.shape[1] == 1
+                else time.reshape(*values.shape[:3], 1)
             )
             if self.config.prediction == "x":
                 data[name], velocity[name] = out, velocity_from_data(values, out, time)

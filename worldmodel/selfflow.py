@@ -56,7 +56,11 @@ class ObjectiveConfig:
     name: str = "selfflow"
     patterns: dict[str, float] = field(
         default_factory=lambda: {
-            "act": 0.4, "act_prefix": 0.1, "forward": 0.2, "inverse": 0.1, "video": 0.05,
+            "act": 0.4,
+            "act_prefix": 0.1,
+            "forward": 0.2,
+            "inverse": 0.1,
+            "video": 0.05,
             "joint": 0.15,
         }
     )
@@ -169,9 +173,7 @@ class SelfFlow(nn.Module):
         seed: of every draw and of the feature head.
     """
 
-    def __init__(
-        self, model: WorldModel, config: ObjectiveConfig, seed: int = 0
-    ) -> None:
+    def __init__(self, model: WorldModel, config: ObjectiveConfig, seed: int = 0) -> None:
         super().__init__()
         self.source = config  # as configured: what checkpoints store
         self.config = config.effective()
@@ -297,9 +299,9 @@ class SelfFlow(nn.Module):
             n: self.inputs.valid(window, n, part, config.padded_actions).repeat_interleave(draws, 0)
             for n, part in wanted_steps.items()
         }
-        drop = torch.rand(
-            len(window.task), generator=generator(self.seed, "task", step, micro)
-        ).to(self.device)
+        drop = torch.rand(len(window.task), generator=generator(self.seed, "task", step, micro)).to(
+            self.device
+        )
         task = torch.where(drop < model.config.task_dropout, -1, window.task)
         draw = self.draw(target, step, micro)
         noisy, aim = {}, {}
@@ -358,9 +360,7 @@ class SelfFlow(nn.Module):
         for modality, part in student.slices.items():
             if self.model.modalities[modality].kind not in self.config.feature_kinds:
                 continue
-            ok = valid[modality].repeat_interleave(
-                self.model.modalities[modality].per_step, dim=1
-            )
+            ok = valid[modality].repeat_interleave(self.model.modalities[modality].per_step, dim=1)
             losses.append(masked_mean(distance[:, part], ok))
             logs[f"{name}/{modality}/feature_loss"] = losses[-1].detach()
         if not losses:

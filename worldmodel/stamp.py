@@ -94,7 +94,7 @@ def stamp_of(data: Data, seed: int) -> dict[str, Any]:
     """The stamp of a checkpoint: `stamp` of the machine, and what it was trained on.
 
     ``environment`` is there when the dataset says which simulated world it was collected in
-    (``meta/environment.json``, written by ``scripts.collect``).
+    (``meta/source.json``, written by ``scripts.collect``).
     """
     spec = data.spec
     statistics = json.dumps(spec.stats, sort_keys=True).encode()
@@ -109,7 +109,9 @@ def stamp_of(data: Data, seed: int) -> dict[str, Any]:
         },
         "cameras": {c: list(spec.image_size) for c in spec.cameras},
         "actions": {
-            "names": list(spec.action_names), "kind": spec.action_kind, "fps": spec.fps,
+            "names": list(spec.action_names),
+            "kind": spec.action_kind,
+            "fps": spec.fps,
         },
     }
     worlds = [w for root in data.roots if (w := _world(Path(root)))]
@@ -119,5 +121,9 @@ def stamp_of(data: Data, seed: int) -> dict[str, Any]:
 
 
 def _world(root: Path) -> dict[str, Any] | None:
-    path = root / "meta" / "environment.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    """The simulated world that a dataset was collected in, with its options, or None."""
+    path = root / "meta" / "source.json"
+    if not path.is_file():
+        return None
+    source = json.loads(path.read_text())
+    return {k: v for k, v in source.items() if k != "seed"}

@@ -86,9 +86,7 @@ class Video:
 
     def patch(self, values: Tensor) -> Tensor:
         """``[B, T, C, H, W]`` -> ``[B, T, n, E]``."""
-        return rearrange(
-            values, "b t c (h p) (w q) -> b t (h w) (c p q)", p=self.size, q=self.size
-        )
+        return rearrange(values, "b t c (h p) (w q) -> b t (h w) (c p q)", p=self.size, q=self.size)
 
     def unpatch(self, patches: Tensor) -> Tensor:
         """``[B, T, n, E]`` -> ``[B, T, C, H, W]``."""

@@ -149,7 +149,11 @@ def make_optimizers(objective: SelfFlow, config: FitConfig) -> list[torch.optim.
     named = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
     betas = (config.betas[0], config.betas[1])
     hidden = [
-        p for n, p in named if config.optimizer == "muon" and p.ndim == 2 and ".blocks." in n
+        p
+        for n, p in named
+        if config.optimizer == "muon"
+        and p.ndim == 2
+        and ".blocks." in n
         and not n.endswith("offset")
     ]
     chosen = {id(p) for p in hidden}
@@ -296,7 +300,10 @@ def fit(
             tensors, values = state_of(objective, optimizers)
             seconds = time.perf_counter() - begun
             values |= {
-                "step": step, "seconds": seconds, "best": best, "pending": metrics.pending,
+                "step": step,
+                "seconds": seconds,
+                "best": best,
+                "pending": metrics.pending,
                 "dtype": stamp["dtype"],
             }
             checkpoint.save_state(folder / "training_state", tensors, values)
@@ -304,9 +311,13 @@ def fit(
         return keeper.write(step, fill, links)
 
     bar = Progress(
-        TextColumn("[bold]train"), BarColumn(), TextColumn("{task.percentage:3.0f}%"),
-        TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
-        console=console or Console(quiet=True), transient=False,
+        TextColumn("[bold]train"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        console=console or Console(quiet=True),
+        transient=False,
     )
     objective.train()
     with stop_on_signal() as stopped, bar:
@@ -344,8 +355,16 @@ def fit(
                 seconds = time.perf_counter() - begun
                 rate = windows / max(1e-9, seconds - elapsed)
                 with (out / "timing.jsonl").open("a") as file:
-                    file.write(json.dumps({"step": step, "seconds": round(seconds, 3),
-                                           "windows_per_s": round(rate, 2)}) + "\n")
+                    file.write(
+                        json.dumps(
+                            {
+                                "step": step,
+                                "seconds": round(seconds, 3),
+                                "windows_per_s": round(rate, 2),
+                            }
+                        )
+                        + "\n"
+                    )
                 if run:
                     run.log(line, step=step)
                 share = max(progress(), 1e-9)
@@ -401,7 +420,9 @@ def restore(
         checkpoint.CheckpointError: the state is missing, broken, or of another model.
     """
     tensors, values = checkpoint.load_state(folder / "training_state")
-    own = {k.removeprefix("objective."): v for k, v in tensors.items() if k.startswith("objective.")}
+    own = {
+        k.removeprefix("objective."): v for k, v in tensors.items() if k.startswith("objective.")
+    }
     try:
         objective.load_state_dict(own)
     except RuntimeError as error:

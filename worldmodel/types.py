@@ -133,7 +133,9 @@ class Window:
             for f in dataclasses.fields(self)
             if f.name != "video"
         }
-        return Window(video={k: v.to(device, non_blocking=True) for k, v in self.video.items()}, **moved)
+        return Window(
+            video={k: v.to(device, non_blocking=True) for k, v in self.video.items()}, **moved
+        )
 
 
 @dataclass
