@@ -78,7 +78,7 @@ class ObjectiveConfig:
     )
     padded_actions: bool = True
     mask_ratio: dict[str, float] = field(
-        default_factory=lambda: {"video": 0.1, "state": 0.25, "action": 0.4}
+        default_factory=lambda: {"video": 0.3, "state": 0.3, "action": 0.4}
     )
     mask_shape: str = "iid"
     mask_block: int = 4

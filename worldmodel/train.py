@@ -2,7 +2,9 @@
 
 With ``steps`` set, a run that is killed at any moment and resumed equals the uninterrupted run bit
 for bit on the same machine and thread count: data order, draws, weights and ``metrics.jsonl``. What
-depends on the clock (windows per second) goes to ``timing.jsonl``.
+depends on the clock (windows per second) goes to ``timing.jsonl``. It holds because nothing is
+remembered between steps but what a checkpoint stores, and because a checkpoint of step N is written
+after every line of step N.
 """
 
 from __future__ import annotations
@@ -11,20 +13,22 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from . import checkpoint
 from .data import Order, Windows
+from .data.errors import did_you_mean
+from .progress import TrainProgress
 from .selfflow import SelfFlow
 from .validate import validate
 
@@ -84,9 +88,21 @@ class FitConfig:
             ("wandb", WANDB),
         ):
             if getattr(self, name) not in known:
-                raise ValueError(f"fit.{name} is {getattr(self, name)!r}; there are {list(known)}")
-        if min(self.batch_size, self.accumulate) < 1:
-            raise ValueError("fit.batch_size and fit.accumulate must be at least 1")
+                found = getattr(self, name)
+                raise ValueError(
+                    f"fit.{name} is {found!r}; there are {list(known)}.{did_you_mean(found, known)}"
+                )
+        least = {"batch_size": 1, "accumulate": 1, "validation_windows": 1, "warmup": 0}
+        least |= dict.fromkeys(("log_every", "diagnose_every", "validate_every", "save_every"), 0)
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(
+                    f"fit.{name} is {getattr(self, name)}; it must be at least {minimum}"
+                )
+        if len(self.betas) != 2:
+            raise ValueError(f"fit.betas is {self.betas}; it takes two numbers, as [0.9,0.95]")
+        if not self.clip > 0:
+            raise ValueError(f"fit.clip is {self.clip}; it must be above 0 (inf for no clipping)")
 
     def lr_scale(self, step: int, progress: float) -> float:
         """Factor on the learning rates at optimiser step `step`, `progress` in [0, 1] of the run."""
@@ -104,15 +120,17 @@ class FitResult:
 
     Attributes:
         steps: optimiser steps done in all.
-        seconds: of training in all, earlier parts of a resumed run included.
-        interrupted: by Ctrl-C or SIGTERM; what was done is saved.
+        resumed_at: how many of them earlier parts of the run had done.
+        seconds: of training in all, earlier parts of the run included.
+        signal: SIGINT (Ctrl-C) or SIGTERM if one ended the run early; what was done is saved.
         best: lowest validation score, None when none was computed.
         checkpoint: the last checkpoint's folder.
     """
 
     steps: int
+    resumed_at: int
     seconds: float
-    interrupted: bool
+    signal: signal.Signals | None
     best: float | None
     checkpoint: Path
 
@@ -177,22 +195,35 @@ def make_optimizers(objective: SelfFlow, config: FitConfig) -> list[torch.optim.
     return optimizers
 
 
-class Metrics:
-    """``metrics.jsonl``: means over the steps since the last line, resumable to the byte."""
+def keep_lines(path: Path, step: int) -> None:
+    """Drop the lines of a JSONL file that a killed run wrote after its last checkpoint, at `step`."""
+    kept = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # a line cut off by the kill
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
 
-    def __init__(self, path: Path, step: int, pending: dict[str, list[float]]) -> None:
-        """Keep lines up to `step`, drop what a killed run wrote after its last checkpoint."""
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+class Metrics:
+    """``metrics.jsonl``: means over the steps since the last line, resumable to the byte.
+
+    Args:
+        path: the file.
+        pending: sums and counts since the last line, as a checkpoint stored them.
+    """
+
+    def __init__(self, path: Path, pending: dict[str, list[float]]) -> None:
         self.path = path
         self.pending = pending
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # a line cut off by the kill
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line + "\n")
-        temporary = path.with_suffix(".new")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
 
     def add(self, logs: dict[str, Tensor | float]) -> None:
         for key, value in logs.items():
@@ -203,8 +234,7 @@ class Metrics:
     def flush(self, step: int, **more: float) -> dict[str, float]:
         """Write one line and start afresh."""
         line = {"step": step} | {k: s / n for k, (s, n) in sorted(self.pending.items())} | more
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path, line)
         self.pending.clear()
         return line
 
@@ -257,34 +287,40 @@ def fit(
         stamp: saved with every checkpoint.
         steps, minutes: at least one of them. `minutes` counts training time over all resumes.
         resume: go on from ``out/checkpoints/last``; starts afresh where there is none.
-        console: where the progress bar goes; None is quiet.
+        console: where progress is shown; None is quiet.
 
     Raises:
         ValueError: neither steps nor minutes, or a run already in `out` without `resume`.
+        checkpoint.CheckpointError: the run in `out` has other settings or data, by name; its
+            training state is missing or broken; or the disk is full.
         NotFiniteError: the loss or gradient left the numbers; the last checkpoint stays.
     """
-    if steps is None and minutes is None:
-        raise ValueError("say how long to train: steps=N, minutes=M or both")
+    require_length(steps, minutes)
+    last = resumable(out, resume)
+    if last:
+        require_same_run(last, objective, config, stamp)
     keeper = checkpoint.Keeper(out / "checkpoints")
-    last = keeper.last()
-    if last and not resume:
-        raise ValueError(
-            f"{out} holds a run already ({last.name.lstrip('0') or 0} steps done): go on with "
-            "resume=true, or choose another out="
-        )
+    clear_ahead(keeper.root, int(last.name) if last else -1)
     optimizers = make_optimizers(objective, config)
     device = objective.device
-    start, elapsed, best, pending = 0, 0.0, None, {}
-    dtype = choose_dtype(config.dtype, device)
-    if last:
-        start, elapsed, best, pending, dtype = restore(last, objective, optimizers)
-    stamp = stamp | {"dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
-    metrics = Metrics(out / "metrics.jsonl", start, pending)
+    state = restore(last, objective, optimizers) if last else RunState()
+    if state.best_step is not None:  # the run may have been killed between moving its two links
+        keeper.write(state.best_step, _never_written, ("best",))
+    if state.dtype is None:
+        state.dtype = str(choose_dtype(config.dtype, device)).removeprefix("torch.")
+    dtype = choose_dtype(state.dtype, device)
+    stamp = stamp | {"dtype": state.dtype, "threads": torch.get_num_threads()}
+    timing = out / "timing.jsonl"
+    metrics = Metrics(out / "metrics.jsonl", state.pending)
+    for path in (metrics.path, timing):
+        keep_lines(path, state.step)
     order = Order(len(train), config.batch_size, seed)
     run = start_wandb(config, out)
     parameters = [p for p in objective.parameters() if p.requires_grad]
+    elapsed = state.seconds
     begun = time.perf_counter() - elapsed
-    step, windows, interrupted = start, 0, False
+    start = step = state.step
+    windows = 0
 
     def progress() -> float:
         share = step / steps if steps else 0.0
@@ -292,109 +328,231 @@ def fit(
             share = max(share, (time.perf_counter() - begun) / (60 * minutes))
         return share
 
-    def save(links: tuple[str, ...]) -> Path:
+    def save(is_best: bool = False) -> Path:
+        # Without a score the best is the last.
+        is_best = is_best or state.best is None
+        state.step, state.seconds = step, time.perf_counter() - begun
+        if is_best:
+            state.best_step = step
+
         def fill(folder: Path) -> None:
-            checkpoint.save_policy(
-                folder, objective.ema.model, objective.source, stamp | {"step": step}
-            )
-            tensors, values = state_of(objective, optimizers)
-            seconds = time.perf_counter() - begun
-            values |= {
-                "step": step,
-                "seconds": seconds,
-                "best": best,
-                "pending": metrics.pending,
-                "dtype": stamp["dtype"],
-            }
+            facts = stamp | {"step": step}
+            checkpoint.save_policy(folder, objective.ema.model, objective.source, facts)
+            tensors, scalars = state_of(objective, optimizers)
+            values = {"scalars": scalars, "optimizer": config.optimizer} | asdict(state)
             checkpoint.save_state(folder / "training_state", tensors, values)
 
-        return keeper.write(step, fill, links)
+        return keeper.write(step, fill, ("last", "best") if is_best else ("last",))
 
-    bar = Progress(
-        TextColumn("[bold]train"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f}%"),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        console=console or Console(quiet=True),
-        transient=False,
-    )
     objective.train()
-    with stop_on_signal() as stopped, bar:
-        task = bar.add_task("train", total=1.0, note="")
+    main_loss = "act/action/loss" if "act" in objective.shares else f"{[*objective.shares][0]}/loss"
+    with stop_on_signal() as stopped, TrainProgress(console) as shown:
         while progress() < 1 and not stopped:
             scale = config.lr_scale(step, progress())
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["base_lr"] * scale
             diagnose = bool(config.diagnose_every) and step % config.diagnose_every == 0
+            patterns = []
             for micro in range(config.accumulate):
                 chosen = objective.choose(step, micro)
                 indices = order.batch(step * config.accumulate + micro)
                 window = train.batch(indices, future=objective.needs_future(chosen)).to(device)
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     losses = objective.losses(window, chosen, step, micro, diagnose)
+                require_finite(float(losses.total), "loss", step, chosen.name)
                 (losses.total / config.accumulate).backward()
                 metrics.add(losses.logs)
                 windows += len(indices)
-            norm = nn.utils.clip_grad_norm_(parameters, config.clip)
-            if not math.isfinite(norm):
-                raise NotFiniteError(
-                    f"step {step}, pattern {chosen.name}: loss {float(losses.total):g}, gradient "
-                    f"norm {float(norm):g}. The last checkpoint is kept; lower fit.lr, or look for "
-                    "non-finite numbers in the data"
-                )
+                patterns.append(chosen.name)
+            norm = float(nn.utils.clip_grad_norm_(parameters, config.clip))
+            require_finite(norm, "gradient norm", step, ", ".join(patterns))
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             objective.after_step(step)
-            metrics.add({"gradient_norm": float(norm)})
+            metrics.add({"gradient_norm": norm})
             step += 1
+            seconds = time.perf_counter() - begun
+            rate = windows / max(1e-9, seconds - elapsed)
             if config.log_every and step % config.log_every == 0:
                 line = metrics.flush(step, lr=config.lr * scale)
-                seconds = time.perf_counter() - begun
-                rate = windows / max(1e-9, seconds - elapsed)
-                with (out / "timing.jsonl").open("a") as file:
-                    file.write(
-                        json.dumps(
-                            {
-                                "step": step,
-                                "seconds": round(seconds, 3),
-                                "windows_per_s": round(rate, 2),
-                            }
-                        )
-                        + "\n"
-                    )
+                facts = {"seconds": round(seconds, 3), "windows_per_s": round(rate, 2)}
+                append_line(timing, {"step": step} | facts)
                 if run:
-                    run.log(line, step=step)
-                share = max(progress(), 1e-9)
-                left = seconds / share - seconds
-                note = f"step {step}  {summary(line)}  {rate:.0f} windows/s  {clock(left)} left"
-                bar.update(task, completed=min(1.0, share), note=note)
+                    run.log(line | facts, step=step)
+                shown.loss = line.get(main_loss, shown.loss)
+            share = max(progress(), 1e-9)
+            shown.update(min(1.0, share), step, rate, max(0.0, seconds / share - seconds))
+            improved = False
             if validation and config.validate_every and step % config.validate_every == 0:
                 line = validate(objective, validation, config.validation_windows, dtype)
-                with metrics.path.open("a") as file:
-                    file.write(json.dumps({"step": step} | line) + "\n")
+                require_finite(line["validation/score"], "validation score", step, "validation")
+                append_line(metrics.path, {"step": step} | line)
                 if run:
                     run.log(line, step=step)
-                if best is None or line["validation/score"] < best:
-                    best = line["validation/score"]
-                    save(("last", "best"))
-            if config.save_every and step % config.save_every == 0:
-                save(("last",))
-        bar.update(task, completed=min(1.0, progress()))
-        interrupted = bool(stopped)
-    links = ("last",) if (out / "checkpoints" / "best").exists() else ("last", "best")
-    folder = save(links)
+                improved = state.best is None or line["validation/score"] < state.best
+                if improved:
+                    state.best = line["validation/score"]
+            if improved or (config.save_every and step % config.save_every == 0):
+                save(improved)
+        # A run that had nothing left to do stays as it is.
+        folder = last if last and step == start else save()
     if run:
         run.finish()
-    return FitResult(step, time.perf_counter() - begun, interrupted, best, folder)
+    number = signal.Signals(stopped[0]) if stopped else None
+    return FitResult(step, start, time.perf_counter() - begun, number, state.best, folder)
+
+
+# --- before the first step ------------------------------------------------------------------------
+
+
+def require_length(steps: int | None, minutes: float | None) -> None:
+    """Refuse a run without an end, or without a step.
+
+    Raises:
+        ValueError: says what to set.
+    """
+    if steps is None and minutes is None:
+        raise ValueError("say how long to train: steps=N, minutes=M, or both (the first one ends)")
+    for name, value in (("steps", steps), ("minutes", minutes)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value}; it must be above 0")
+
+
+def resumable(out: Path, resume: bool) -> Path | None:
+    """The checkpoint that a run in `out` goes on from; None where it starts from the beginning.
+
+    Raises:
+        ValueError: there is a run, and it is not to be resumed.
+    """
+    link = out / "checkpoints" / "last"
+    if not link.exists():
+        return None
+    last = link.resolve()
+    if not resume:
+        raise ValueError(
+            f"{out} holds a run already ({int(last.name)} steps done): go on with resume=true, or "
+            "choose another out="
+        )
+    return last
+
+
+def require_same_run(
+    last: Path, objective: SelfFlow, config: FitConfig, stamp: Mapping[str, Any]
+) -> None:
+    """Refuse to go on from checkpoint `last` with other data, another model or another objective.
+
+    How to optimise (rates, schedule, batch size, how often to save) may change, but for the
+    optimiser, whose state is of its kind, and the dtype.
+
+    Raises:
+        checkpoint.CheckpointError: names the first difference, and both values.
+    """
+    model = objective.model
+    before = checkpoint.read_json(last / "config.json")
+    stamped = checkpoint.read_json(last / "stamp.json")
+    state = checkpoint.read_json(last / "training_state" / "state.json")
+    pairs: list[tuple[str, Any, Any]] = [("seed", stamped.get("seed"), stamp.get("seed"))]
+    if stamp.get("init") is not None:  # leaving it out when resuming is fine
+        pairs.append(("init", stamped.get("init"), stamp["init"]))
+    for name, now in _flat("dataset", stamp.get("dataset", {})).items():
+        if not name.startswith("dataset.roots"):  # the same data may have moved
+            pairs.append((name, _flat("dataset", stamped.get("dataset", {})).get(name), now))
+    for name, key, now in (
+        ("the data's ", "spec", model.spec.to_dict() | {"stats": None}),
+        ("data.", "window", asdict(model.horizon)),
+        ("model.", "model", asdict(model.config)),
+        ("objective.", "objective", asdict(objective.source)),
+    ):
+        old = before[key] | ({"stats": None} if key == "spec" else {})
+        new = json.loads(json.dumps(now))  # as reading it back would give it
+        flat_old, flat_new = _flat(name, old), _flat(name, new)
+        pairs += [
+            (k, flat_old.get(k), flat_new.get(k)) for k in sorted({*flat_old, *flat_new})
+        ]
+    pairs.append(("fit.optimizer", state["optimizer"], config.optimizer))
+    if config.dtype != "auto":
+        pairs.append(("fit.dtype", state["dtype"], config.dtype))
+    for name, then, now in pairs:
+        if then != now:
+            run = last.parent.parent
+            raise checkpoint.CheckpointError(
+                f"{run} cannot be resumed: {name} was {then!r} in this run and is {now!r} now. "
+                f"Resume with the run's own settings ({run / 'config.yaml'}), or start a new run "
+                f"with another out= (init={run} starts it from these weights)"
+            )
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one, with dotted names that begin with `prefix`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}" if prefix.endswith((".", " ")) else f"{prefix}.{key}"
+        flat |= _flat(name, value) if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def clear_ahead(checkpoints: Path, step: int) -> None:
+    """Remove what a killed run left after its last checkpoint, at `step` (-1: it has none).
+
+    A checkpoint that was finished but not yet linked would otherwise pass for the one that the
+    run, possibly with other settings by now, writes when it reaches that step.
+    """
+    for entry in checkpoints.iterdir():
+        if entry.is_symlink():
+            if entry.name.startswith("."):
+                entry.unlink()
+        elif entry.name.startswith(".writing-") or (
+            entry.name.isdigit() and int(entry.name) > step
+        ):
+            shutil.rmtree(entry)
+
+
+def _never_written(folder: Path) -> None:
+    raise checkpoint.CheckpointError(
+        f"{folder.parent} lacks a checkpoint that its last one calls the best so far; a run's "
+        "checkpoints can only be resumed together. Start a new run, with init= this one"
+    )
+
+
+def require_finite(value: float, what: str, step: int, where: str) -> None:
+    """Raise NotFiniteError for a NaN or an infinity."""
+    if not math.isfinite(value):
+        raise NotFiniteError(
+            f"step {step}, {where}: the {what} is {value:g}. The last checkpoint is kept; lower "
+            "fit.lr, raise fit.warmup, or look for extreme numbers in the data"
+        )
+
+
+# --- the state of a run ---------------------------------------------------------------------------
+
+
+@dataclass
+class RunState:
+    """What a run carries from step to step beside tensors; saved with every checkpoint.
+
+    Attributes:
+        step: optimiser steps done.
+        seconds: of training so far.
+        best: lowest validation score, None before the first.
+        best_step: of the checkpoint that the link ``best`` means.
+        pending: see `Metrics`.
+        dtype: of the token stream; None before it is settled.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int | None = None
+    pending: dict[str, list[float]] = field(default_factory=dict)
+    dtype: str | None = None
 
 
 def state_of(
     objective: SelfFlow, optimizers: list[torch.optim.Optimizer]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Raw weights, feature head and optimiser state, as tensors and plain values."""
+    """Raw weights, feature head and optimiser state: tensors, and what is no tensor."""
     tensors = {f"objective.{k}": v for k, v in objective.state_dict().items()}
     scalars: dict[str, Any] = {}
     for number, optimizer in enumerate(optimizers):
@@ -405,16 +563,13 @@ def state_of(
                     tensors[name] = value
                 else:
                     scalars[name] = value
-    return tensors, {"scalars": scalars}
+    return tensors, scalars
 
 
 def restore(
     folder: Path, objective: SelfFlow, optimizers: list[torch.optim.Optimizer]
-) -> tuple[int, float, float | None, dict[str, list[float]], torch.dtype]:
+) -> RunState:
     """Load a training state: the inverse of `state_of` and of what `fit` saves beside it.
-
-    Returns:
-        Step, seconds trained, best score, pending means, dtype.
 
     Raises:
         checkpoint.CheckpointError: the state is missing, broken, or of another model.
@@ -441,28 +596,29 @@ def restore(
                 found.setdefault(int(index), {})[key] = value
         state["state"] = found
         optimizer.load_state_dict(state)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[values["dtype"]]
-    return values["step"], values["seconds"], values["best"], values["pending"], dtype
-
-
-def summary(line: dict[str, float]) -> str:
-    """The losses worth showing in one line of a terminal."""
-    names = {k.removesuffix("/loss"): v for k, v in line.items() if k.endswith("/loss")}
-    short = {k: v for k, v in names.items() if k in ("act/action", "forward", "joint")}
-    return "  ".join(f"{k} {v:.3f}" for k, v in (short or names).items())
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds."""
-    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+    return RunState(**{f.name: values[f.name] for f in fields(RunState)})
 
 
 def start_wandb(config: FitConfig, out: Path) -> Any:
-    """A wandb run, or None when it is off."""
+    """A wandb run, or None when it is off. A resumed run is another one in the same group.
+
+    Raises:
+        ValueError: wandb refuses, as it does online without a login.
+    """
     if config.wandb == "off":
         return None
     import wandb  # slow to import, and most runs do without
 
-    return wandb.init(
-        project=config.wandb_project, dir=str(out), mode=config.wandb, config=asdict(config)
-    )
+    try:
+        return wandb.init(
+            project=config.wandb_project,
+            group=str(out),
+            dir=str(out),
+            mode=config.wandb,
+            config=asdict(config),
+        )
+    except wandb.Error as error:
+        raise ValueError(
+            f"fit.wandb={config.wandb}: {error}. Log in with `wandb login`, or use "
+            "fit.wandb=offline or off; metrics.jsonl is written in any case"
+        ) from error
