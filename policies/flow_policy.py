@@ -6,6 +6,7 @@ chunk; every sampling step reuses its keys and values.
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ class FlowPolicy:
         self.horizon = self.model.horizon
         self.regression = checkpoint.objective.name == "regression"
         c, chunk = self.config, self.horizon.chunk
+        if c.steps < 1:
+            raise ValueError(f"sampling needs at least one step, found {c.steps}")
         if c.execute < 1 or c.prefix < 0 or c.execute + c.prefix > chunk:
             raise ValueError(
                 f"a chunk of {chunk} actions cannot give {c.execute} to execute and {c.prefix} "
@@ -187,12 +190,15 @@ class FlowPolicy:
         Args:
             video: camera name -> uint8 ``[B, P, H, W, C]``, any size (resized to the model's).
             state: float32 ``[B, P, S]`` in physical units.
-            task: one text per sample; unknown ones count as no task.
+            task: one text per sample, "" for none.
             noise: ``[B, K, A]``; default: that of seeds 0, 1, ..., chunk 0.
             prefix: committed actions ``[B, d, A]`` in physical units.
 
         Returns:
             Actions ``[B, K, A]`` in physical units; the first d equal `prefix`.
+
+        Raises:
+            ValueError: a task that the model was not trained on.
         """
         if noise is None:
             noise = np.stack([self.noise(i, 0) for i in range(len(state))])
@@ -209,9 +215,14 @@ class FlowPolicy:
             commands: ``[T, A]``.
 
         Returns:
-            Frames uint8 ``[N, H, W, C]`` at the camera's size, and their indices ``[N]`` in `images`,
-            index 0 (the given frame, as the model sees it) first.
+            Frames uint8 ``[N, H, W, C]`` at the camera's size, and their indices ``[N]`` in
+            `images`, index 0 (the given frame, as the model sees it) first.
+
+        Raises:
+            ValueError: the model sees no camera.
         """
+        if not self.spec.cameras:
+            raise ValueError("this policy was trained without cameras, so it imagines no frames")
         past = self.horizon.past
         video = {}
         for camera in self.spec.cameras:
@@ -228,7 +239,18 @@ class FlowPolicy:
         shown = resize_frames(frames, (size[0], size[1])).movedim(-3, -1).numpy()
         return shown, np.concatenate([[0], imagined.frames.numpy()])
 
-    @torch.no_grad()
+    def _task_index(self, text: str) -> int:
+        """Which of the model's tasks this is; -1 for "", or where the model knows none."""
+        known = self.spec.tasks
+        if not known or not text:
+            return -1
+        if text not in known:
+            near = difflib.get_close_matches(text, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown task {text!r}.{hint} This policy knows {list(known)}")
+        return known.index(text)
+
+    @torch.inference_mode()
     def _predict(self, video, state, task, noise, committed) -> tuple[np.ndarray, dict[str, float]]:
         begin = time.perf_counter()
         device = next(self.model.parameters()).device
@@ -243,9 +265,7 @@ class FlowPolicy:
         if depth:
             values["action"] = torch.from_numpy(committed).to(device)
         given = {n: self.inputs.normalize(n, values[n]) for n in given_steps}
-        numbers = {text: i for i, text in enumerate(self.spec.tasks)}
-        batch = len(state)
-        index = [numbers.get(t, -1) for t in task] if task else [-1] * batch
+        index = [self._task_index(t) for t in task] if task else [-1] * len(state)
         start = torch.from_numpy(noise[:, depth:, None]).to(device)
         steps = self.config.steps
         if self.regression:

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,8 @@ class CompareConfig:
         curve_episodes: resets of another block, for the points of the curve.
         sampling_steps, execute: of the policy.
         cost_steps: optimiser steps per arm that the cost is measured over.
+        workers: processes that judge.
+        costs_only: measure the cost of a step of each arm, print it, and stop.
         out: folder.
     """
 
@@ -84,6 +88,8 @@ class CompareConfig:
     sampling_steps: int = 2
     execute: int = 8
     cost_steps: int = 32
+    workers: int = 2
+    costs_only: bool = False
     out: str = "outputs/compare"
 
 
@@ -142,23 +148,32 @@ def trimmed_mean(values: list[float], share: float = 0.1) -> float:
     return float(np.mean(kept))
 
 
-def judge(config: CompareConfig, run: Path, episodes: int, purpose: str) -> dict[str, Any]:
-    """Success of a run's last checkpoint."""
+def drive(run: str, config: CompareConfig, seeds: list[int]) -> list[tuple[bool, str]]:
+    """Outcome and way of each reset, in a process of its own."""
+    torch.set_num_threads(1)
     policy = FlowPolicy.from_checkpoint(
         run, PolicyConfig(steps=config.sampling_steps, execute=config.execute)
     )
-    world = {
-        k: v
-        for k, v in policy.stamp.get("environment", {}).items()
-        if k in ("image_size", "target") and v is not None
-    }
-    options = {"cameras": list(policy.spec.cameras)} | world | config.options
-    seeds = episode_seeds(episodes, 0, purpose)
+    world = policy.stamp.get("environment", {})
+    options = {k: world[k] for k in ("image_size", "target") if world.get(k) is not None}
+    options = {"cameras": list(policy.spec.cameras)} | options | config.options
     result = evaluate(policy, lambda: envs.make(config.env, **options), seeds, num_envs=16)
-    modes = [e.mode for e in result.episodes if e.success]
+    return [(e.success, e.mode) for e in result.episodes]
+
+
+def judge(config: CompareConfig, run: Path, episodes: int, purpose: str) -> dict[str, Any]:
+    """Success of a run's last checkpoint. Results do not depend on the number of processes."""
+    seeds = episode_seeds(episodes, 0, purpose)
+    workers = max(1, min(config.workers, episodes))
+    shares = [seeds[i::workers] for i in range(workers)]
+    context = multiprocessing.get_context("forkserver")  # a fork would copy OpenGL's state
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        parts = list(pool.map(drive, [str(run)] * workers, [config] * workers, shares))
+    found: list[tuple[bool, str]] = [parts[i % workers][i // workers] for i in range(episodes)]
+    modes = [mode for success, mode in found if success]
     return {
-        "success": result.success.to_dict(),
-        "outcomes": [int(o) for o in result.outcomes],
+        "success": wilson(len(modes), episodes).to_dict(),
+        "outcomes": [int(success) for success, _ in found],
         "modes": {m: modes.count(m) for m in sorted(set(modes))},
         "purpose": purpose,
     }
@@ -174,11 +189,16 @@ def compare(config: CompareConfig, console: Console) -> dict[str, Any]:
         costs_path.write_text(json.dumps(measure_costs(config, data), indent=2))
     costs = json.loads(costs_path.read_text())
     baseline = next(iter(config.arms))
+    for name, seconds in costs.items():
+        ratio = seconds / costs[baseline]
+        console.print(f"{name}: {1e3 * seconds:.0f} ms a step, {ratio:.2f} of {baseline}")
+    if config.costs_only:
+        return {"costs": costs}
     points: dict[str, dict[int, tuple[int, str]]] = {}
     for name in config.arms:
         equal_time = round(config.steps * costs[baseline] / costs[name])
         table = {round(config.steps * c): (config.curve_episodes, "sweep") for c in config.curve}
-        table |= {s: (config.episodes, "reported") for s in (equal_time, config.steps)}
+        table |= dict.fromkeys((equal_time, config.steps), (config.episodes, "reported"))
         points[name] = dict(sorted(table.items()))
     for seed in config.seeds:
         for name, arm in config.arms.items():
@@ -188,16 +208,18 @@ def compare(config: CompareConfig, console: Console) -> dict[str, Any]:
                 if path.exists():
                     continue
                 console.print(f"{name}, seed {seed}, to step {steps}", highlight=False)
-                train(arm_config(config, arm, seed, run, steps), Console(quiet=True), data)
-                result = judge(config, run, episodes, purpose)
-                path.write_text(json.dumps(result))
-                s = result["success"]
+                fitted = train(arm_config(config, arm, seed, run, steps), Console(quiet=True), data)
+                if fitted.signal:
+                    raise KeyboardInterrupt
+                judged = judge(config, run, episodes, purpose)
+                path.write_text(json.dumps(judged))
+                s = judged["success"]
                 console.print(f"  {s['k']} of {s['n']}", highlight=False)
-    result = gather(config, costs, points, out)
-    (out / "compare.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-    (out / "compare.md").write_text(table_of(result))
-    draw(result, out / "compare.png")
-    return result
+    table = gather(config, costs, points, out)
+    (out / "compare.json").write_text(json.dumps(table, indent=2, allow_nan=False) + "\n")
+    (out / "compare.md").write_text(table_of(table))
+    draw(table, out / "compare.png")
+    return table
 
 
 def gather(
@@ -270,13 +292,12 @@ def table_of(result: dict[str, Any]) -> str:
         cells = [name, f"{row['relative_cost']:.2f}"]
         for reading in ("equal_steps", "equal_wall_clock"):
             r = row[reading]
-            d = r["minus_baseline"]
+            d = {k: 100 * v for k, v in r["minus_baseline"].items() if k != "n"}
+            gap = f"{d['difference']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]"
             cells += [
                 ", ".join(f"{s['k']}/{s['n']}" for s in r["seeds"]),
                 f"{100 * r['mean']:.1f} %",
-                ""
-                if name == result["baseline"]
-                else f"{100 * d['difference']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]",
+                "" if name == result["baseline"] else gap,
             ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -312,10 +333,14 @@ def main(values: Any) -> None:
     console = Console()
     try:
         compare(config, console)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on")
+        sys.exit(130)
     except (ValueError, OSError) as error:
         console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
         sys.exit(1)
-    console.print((Path(config.out) / "compare.md").read_text(), highlight=False)
+    if not config.costs_only:
+        console.print((Path(config.out) / "compare.md").read_text(), highlight=False)
 
 
 if __name__ == "__main__":

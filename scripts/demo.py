@@ -6,23 +6,35 @@ that was interrupted goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import resource
+import shutil
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
+import psutil
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from envs.rendering import RenderingUnavailableError
+from policies.evaluation import ReplayError
+from policies.flow_policy import FlowPolicy, PolicyConfig
+from worldmodel.progress import clock
+from worldmodel.stamp import command
+
+from ._cli import refuse_unknown_keys
 from .collect import CollectConfig, collect
 from .evaluate import EvaluateConfig, new_progress, print_summary, run_evaluation
-from .train import TrainConfig, train
+from .train import EXPECTED, TrainConfig, choose_device, say, train
 
 
 @dataclass
@@ -45,17 +57,66 @@ class DemoConfig:
 ConfigStore.instance().store(name="demo_schema", node=DemoConfig)
 
 
-def peak_memory_gb() -> float:
-    """Largest resident memory of this process and, apart, of any child, summed, in GB."""
-    own, children = (
-        resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return (own + children) * 1024 / 1e9
+class PeakMemory:
+    """Peak of the memory of this process and all its descendants together; a context manager.
+
+    A thread samples it. A page shared by several processes counts once in all (Linux calls this
+    the proportional set size), so libraries that every worker has loaded are not counted again
+    for each; mapped files, such as the frame cache, count as far as they are in memory.
+
+    Args:
+        every: seconds between two samples.
+
+    Attributes:
+        gb: the peak so far, in GB (10^9 bytes).
+    """
+
+    def __init__(self, every: float = 1.0) -> None:
+        self.every = every
+        self.gb = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="peak memory", daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        own = psutil.Process()
+        while True:
+            total = 0
+            for process in (own, *own.children(recursive=True)):
+                # One that ended between being listed and being asked has no memory any more.
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    total += process.memory_full_info().pss
+            self.gb = max(self.gb, total / 1e9)
+            if self._stop.wait(self.every):
+                return
+
+
+class InterruptedRunError(Exception):
+    """A stage ended early because of `signal`, after saving what it had."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(f"stopped by {number.name}")
+        self.signal = number
 
 
 def demo(config: DemoConfig, console: Console) -> dict[str, Any]:
-    """Run all stages; returns the report, also written to ``out/report.json``."""
+    """Run all stages; returns the report, also written to ``out/report.json``.
+
+    Raises:
+        KeyboardInterrupt, InterruptedRunError: stopped; ``fresh=false`` goes on.
+    """
+    with PeakMemory() as memory:
+        return _demo(config, console, memory)
+
+
+def _demo(config: DemoConfig, console: Console, memory: PeakMemory) -> dict[str, Any]:
     start = time.perf_counter()
     seconds: dict[str, float] = {}
     mark = start
@@ -80,22 +141,24 @@ def demo(config: DemoConfig, console: Console) -> dict[str, Any]:
     lap("collect")
 
     console.rule("2/3  one model learns to act and to imagine")
-    train(config.train, console)
+    trained = train(config.train, console)
+    if trained.signal:
+        raise InterruptedRunError(trained.signal)
     lap("train")
-
-    from policies.flow_policy import FlowPolicy, PolicyConfig
 
     console.rule("3/3  held-out resets: drive the arm, imagine, judge")
     e = config.evaluate
     policy = FlowPolicy.from_checkpoint(
-        e.checkpoint, PolicyConfig(steps=e.steps, execute=e.execute, prefix=e.prefix)
+        e.checkpoint,
+        PolicyConfig(steps=e.steps, execute=e.execute, prefix=e.prefix),
+        str(choose_device(e.device)),
     )
     with new_progress(console) as progress:
         report = run_evaluation(e, policy, progress)
     lap("evaluate")
     report["seconds_total"] = round(time.perf_counter() - start, 1)
     report["seconds_by_stage"] = seconds
-    report["peak_memory_gb"] = round(peak_memory_gb(), 2)
+    report["peak_memory_gb"] = round(memory.gb, 2)
     path = Path(config.out) / "report.json"
     path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
@@ -103,32 +166,48 @@ def demo(config: DemoConfig, console: Console) -> dict[str, Any]:
 
 def clear(out: Path) -> None:
     """Remove an earlier demo's stages (never anything else) from `out`."""
-    import shutil
-
     for name in ("demonstrations", "train"):
         shutil.rmtree(out / name, ignore_errors=True)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="demo")
-def main(values: Any) -> None:
-    config: Any = OmegaConf.to_object(values)
+def run(values: DictConfig) -> None:
     console = Console()
-    out = Path(config.out)
-    if config.fresh:
-        clear(out)
-    out.mkdir(parents=True, exist_ok=True)
+    # Until training takes over the signals, SIGTERM ends like Ctrl-C: what is finished is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        config: Any = OmegaConf.to_object(values)
+        out = Path(config.out)
+        if config.fresh:
+            clear(out)
+        out.mkdir(parents=True, exist_ok=True)
         report = demo(config, console)
-    except KeyboardInterrupt:
-        console.print("stopped; `python -m scripts.demo fresh=false` goes on from here")
-        sys.exit(130)
+    except (KeyboardInterrupt, InterruptedRunError) as error:
+        number = getattr(error, "signal", signal.SIGINT)
+        say(console, "stopped; what is finished is kept. Go on with:", how_to_go_on())
+        sys.exit(128 + number)
+    except (*EXPECTED, RenderingUnavailableError, ReplayError) as error:
+        say(console, f"[bold red]{type(error).__name__}:[/] {escape(str(error))}")
+        sys.exit(1)
     print_summary(report, out, console)
-    minutes, rest = divmod(report["seconds_total"], 60)
-    console.print(
-        f"{int(minutes)}:{int(rest):02d} minutes in all {report['seconds_by_stage']}, "
+    stages = ", ".join(f"{k} {clock(v)}" for k, v in report["seconds_by_stage"].items())
+    say(
+        console,
+        f"in one picture: {out / 'report.png'}",
+        f"{clock(report['seconds_total'])} in all ({stages}), "
         f"peak memory {report['peak_memory_gb']} GB",
-        highlight=False,
     )
+
+
+def how_to_go_on() -> str:
+    """The command that goes on with this demo."""
+    line = command()
+    return line if "fresh=false" in sys.argv else f"{line} fresh=false"
+
+
+def main() -> None:
+    refuse_unknown_keys(DemoConfig, sys.argv[1:])
+    run()
 
 
 if __name__ == "__main__":

@@ -5,14 +5,15 @@
     python -m scripts.train data.root=outputs/demonstrations minutes=8 out=outputs/train
 
 The run's folder holds ``config.yaml`` (resolved), ``metrics.jsonl``, ``timing.jsonl`` and
-``checkpoints/last`` and ``checkpoints/best``. Killed in any way, ``resume=true`` goes on.
+``checkpoints/last`` and ``checkpoints/best``. Ended in any way, ``resume=true`` goes on. Exit
+codes: 0 done, 1 an error that the last lines explain, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
 
-import json
+import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,29 @@ import hydra
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from rich.markup import escape
 
-from worldmodel.checkpoint import CheckpointError, find, load_weights, open_checkpoint
+from worldmodel.checkpoint import CheckpointError, open_checkpoint
 from worldmodel.data import Data, DataConfig, DatasetError, open_data
 from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.progress import clock
 from worldmodel.selfflow import ObjectiveConfig, SelfFlow
-from worldmodel.stamp import stamp_of
+from worldmodel.stamp import command, stamp_of
 from worldmodel.tokens import Horizon
-from worldmodel.train import FitConfig, FitResult, NotFiniteError, fit
+from worldmodel.train import (
+    FitConfig,
+    FitResult,
+    NotFiniteError,
+    fit,
+    require_length,
+    require_same_run,
+    resumable,
+)
 from worldmodel.types import SpecMismatchError
+
+from ._cli import refuse_unknown_keys
 
 
 @dataclass
@@ -62,6 +76,18 @@ class TrainConfig:
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 
 
+EXPECTED = (
+    DatasetError,
+    CheckpointError,
+    SpecMismatchError,
+    NotFiniteError,
+    OmegaConfBaseException,
+    ValueError,
+    OSError,
+)
+"""What the user can mend: shown as a message. Anything else is our mistake: a traceback."""
+
+
 def choose_device(name: str) -> torch.device:
     """A torch device; "auto" takes a GPU where there is one.
 
@@ -73,8 +99,13 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name} cannot be used here: {error}") from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(
+            f"device={name} cannot be used here ({reason}); there are {known}, and device=auto "
+            "takes a GPU where there is one"
+        ) from error
     return device
 
 
@@ -85,7 +116,11 @@ def train(config: TrainConfig, console: Console, data: Data | None = None) -> Fi
         data: already opened data, to spare opening it twice.
     """
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    # What can be refused at once, before minutes of decoding.
+    require_length(config.steps, config.minutes)
+    config.model.resolve()
+    device = choose_device(config.device)
+    last = resumable(out, config.resume)
     data = data or open_data(config.data, progress=not console.quiet)
     console.print(repr(data), highlight=False)
     c = config.data
@@ -96,12 +131,12 @@ def train(config: TrainConfig, console: Console, data: Data | None = None) -> Fi
         future_stride=c.future_stride,
         chunk=c.chunk,
     )
-    device = choose_device(config.device)
     model = WorldModel(data.spec, horizon, config.model, config.seed)
     stamp = stamp_of(data, config.seed)
-    if config.init and not (config.resume and (out / "checkpoints" / "last").exists()):
-        start_from(model, config.init)
+    if config.init:
         stamp["init"] = str(config.init)
+        if not last:
+            start_from(model, config.init)
     objective = SelfFlow(model, config.objective, config.seed).to(device)
     count = sum(p.numel() for p in model.parameters())
     console.print(
@@ -109,6 +144,9 @@ def train(config: TrainConfig, console: Console, data: Data | None = None) -> Fi
         f"objective {config.objective.name}",
         highlight=False,
     )
+    if last:
+        require_same_run(last, objective, config.fit, stamp)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
     return fit(
         objective,
@@ -128,42 +166,73 @@ def train(config: TrainConfig, console: Console, data: Data | None = None) -> Fi
 def start_from(model: WorldModel, path: str) -> None:
     """Load a checkpoint's weights into a new model of the same kind.
 
+    Tasks are matched by their text: those that the checkpoint does not know start afresh.
+
     Raises:
         SpecMismatchError: the checkpoint is for another robot.
-        CheckpointError: other sizes or modalities.
+        CheckpointError: it is another model; names the first difference.
     """
     other = open_checkpoint(path)
     model.spec.require_same(other.spec, "this dataset", f"the checkpoint {path}")
-    if len(other.spec.tasks) != len(model.spec.tasks):
-        weights = other.model.state_dict()
-        own = model.state_dict()
-        weights["task.weight"] = own["task.weight"]  # other tasks: their embeddings start afresh
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise CheckpointError(f"{path} has another shape: {error}") from error
-        return
-    load_weights(model, find(path) / "model.safetensors")
+    then, now = (asdict(m.config) | asdict(m.size) for m in (other.model, model))
+    for name in now:
+        if name not in ("size", "task_dropout") and then[name] != now[name]:
+            raise CheckpointError(
+                f"init={path} is another model: model.{name} is {then[name]!r} there and "
+                f"{now[name]!r} here; its size is model={other.model.config.size}"
+            )
+    weights = other.model.state_dict()
+    tasks = model.task.weight.detach().clone()
+    for row, text in enumerate(model.spec.tasks):
+        if text in other.spec.tasks:
+            tasks[row] = weights["task.weight"][other.spec.tasks.index(text)]
+    tasks[-1] = weights["task.weight"][-1]  # "no task"
+    model.load_state_dict(weights | {"task.weight": tasks})
+
+
+def how_to_resume() -> str:
+    """The command that goes on with the run that this process did."""
+    line = command()
+    return line if "resume=true" in sys.argv else f"{line} resume=true"
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
-def main(config: DictConfig) -> None:
-    settings: Any = OmegaConf.to_object(config)
+def run(values: DictConfig) -> None:
     console = Console()
     try:
-        result = train(settings, console)
-    except (DatasetError, CheckpointError, SpecMismatchError, NotFiniteError, ValueError) as error:
-        console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+        config: Any = OmegaConf.to_object(values)
+        result = train(config, console)
+    except KeyboardInterrupt:
+        say(console, "stopped at once; what was saved before stays. Go on with:", how_to_resume())
+        sys.exit(128 + signal.SIGINT)
+    except EXPECTED as error:
+        say(console, f"[bold red]{type(error).__name__}:[/] {escape(str(error))}")
         sys.exit(1)
-    word = "interrupted, saved" if result.interrupted else "done"
-    console.print(
-        f"{word}: {result.steps} steps in {result.seconds:.0f} s -> {settings.out}", highlight=False
-    )
-    last = Path(settings.out) / "metrics.jsonl"
-    lines = [json.loads(x) for x in last.read_text().splitlines()]
-    scores = [x for x in lines if "validation/score" in x]
-    if scores:
-        console.print(f"validation  {scores[-1]}", highlight=False)
+    if result.signal:
+        say(
+            console,
+            f"{result.signal.name}: stopped after step {result.steps}, saved. Go on with:",
+            how_to_resume(),
+        )
+        sys.exit(128 + result.signal)
+    done = f"{result.steps} steps in {clock(result.seconds)}"
+    if result.steps == result.resumed_at:
+        say(console, f"nothing left to do: {config.out} has its {done}")
+    else:
+        say(console, f"done: {done} -> {config.out}")
+    if result.best is not None:
+        say(console, f"best validation score {result.best:.4f} -> {config.out}/checkpoints/best")
+
+
+def say(console: Console, *lines: str) -> None:
+    """Print lines as they are: no wrapping, so that paths and commands can be copied."""
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    refuse_unknown_keys(TrainConfig, sys.argv[1:], ("model", "objective", "experiment"))
+    run()
 
 
 if __name__ == "__main__":

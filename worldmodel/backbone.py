@@ -70,6 +70,8 @@ class Rotary(nn.Module):
     Times are in frames (wavelengths of about 6 to 400 frames); rows and columns are in [-1, 1].
     """
 
+    frequencies: Tensor
+
     def __init__(self, head: int) -> None:
         super().__init__()
         if head % 8:
@@ -85,31 +87,33 @@ class Rotary(nn.Module):
 
     def forward(self, ids: Tensor, heads: int) -> Tensor:
         """Unit complex numbers ``[L, heads * d / 2]`` for positions ``[L, 3]``."""
-        angles = (ids @ self.frequencies).repeat(1, heads)
-        return torch.polar(torch.ones_like(angles), angles)
+        angles = ids @ self.frequencies
+        turn = torch.polar(torch.ones_like(angles), angles)
+        return turn[:, None].expand(-1, heads, -1).flatten(1)
+
+
+def turn_pairs(x: Tensor, by: Tensor) -> Tensor:
+    """Turn neighbouring pairs of ``[B, L, 2 h, d]`` by ``[L, h * d]`` complex numbers, in fp32."""
+    pairs = x.float().view(x.shape[0], x.shape[1], -1, 2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * by).view(x.shape)
+
+
+def turn_and_split(x: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
+    """What `rotate` does, without a gradient."""
+    batch, length, heads, size = x.shape
+    turned = turn_pairs(x, by).view(batch, length, 2, heads // 2, size)
+    out = x.new_empty(2, batch, heads // 2, length, size)
+    out.copy_(turned.permute(2, 0, 3, 1, 4))
+    return out[0], out[1]
 
 
 class _Rotate(torch.autograd.Function):
-    """Turn neighbouring pairs of each head, moving heads before tokens.
-
-    ``[B, L, 2 h, d]`` -> queries and keys ``[B, h, L, d]``, contiguous. One complex product over
-    whole rows, in fp32: the textbook form cuts heads into halves and concatenates them again, which
-    costs several times the memory traffic.
-    """
-
-    @staticmethod
-    def turn(x: Tensor, by: Tensor) -> Tensor:
-        pairs = x.float().view(x.shape[0], x.shape[1], -1, 2)
-        return torch.view_as_real(torch.view_as_complex(pairs) * by)
+    """`turn_and_split`, and back by the conjugate."""
 
     @staticmethod
     def forward(ctx, x: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
-        batch, length, heads, size = x.shape
-        turned = _Rotate.turn(x, by).view(batch, length, 2, heads // 2, size)
-        out = x.new_empty(2, batch, heads // 2, length, size)
-        out.copy_(turned.permute(2, 0, 3, 1, 4))
         ctx.save_for_backward(by)
-        return out[0], out[1]
+        return turn_and_split(x, by)
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
@@ -118,13 +122,18 @@ class _Rotate(torch.autograd.Function):
         joined = grads[0].new_empty(batch, length, 2, heads, size, dtype=torch.float32)
         for number, grad in enumerate(grads):
             joined[:, :, number].copy_(grad.transpose(1, 2))
-        turned = _Rotate.turn(joined.view(batch, length, -1, size), by.conj().resolve_conj())
-        return turned.view(batch, length, 2 * heads, size).to(grads[0].dtype), None
+        joined = joined.view(batch, length, 2 * heads, size)
+        return turn_pairs(joined, by.conj().resolve_conj()).to(grads[0].dtype), None
 
 
 def rotate(x: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotated queries and keys ``[B, h, L, d]`` from ``[B, L, 2 h, d]``."""
-    return _Rotate.apply(x, by)
+    """Turn neighbouring pairs of each head, moving heads before tokens.
+
+    ``[B, L, 2 h, d]`` -> queries and keys ``[B, h, L, d]``, contiguous. One complex product over
+    whole rows, in fp32: the textbook form cuts heads into halves and concatenates them again, which
+    costs several times the memory traffic.
+    """
+    return _Rotate.apply(x, by) if x.requires_grad else turn_and_split(x, by)
 
 
 @dataclass
@@ -133,12 +142,12 @@ class Times:
 
     Attributes:
         embedded: ``[B, J, D]``, added to the tokens at the input.
-        parts: scales and gates of the distinct times, `CHUNKS` tensors ``[B, J, D]``.
+        parts: scales and gates of the distinct times, ``[B, J, CHUNKS, D]``.
         select: one-hot ``[B or 1, L, J]``, or None when all tokens share one time (J = 1).
     """
 
     embedded: Tensor
-    parts: tuple[Tensor, ...]
+    parts: Tensor
     select: Tensor | None
 
     def gather(self, values: Tensor) -> Tensor:
@@ -155,6 +164,8 @@ class Modulation(nn.Module):
 
     Times enter as sinusoids of ``1000 t``, so that 0..1 spans the usual range of frequencies.
     """
+
+    rates: Tensor
 
     def __init__(self, width: int, frequencies: int = 64) -> None:
         super().__init__()
@@ -178,7 +189,7 @@ class Modulation(nn.Module):
         select = None
         if which is not None:
             select = F.one_hot(which, times.shape[1]).to(out.dtype).expand(len(times), -1, -1)
-        return Times(embedded, out.chunk(CHUNKS, dim=-1), select)
+        return Times(embedded, out.unflatten(-1, (CHUNKS, -1)), select)
 
 
 class Block(nn.Module):
@@ -212,9 +223,9 @@ class Block(nn.Module):
         Returns:
             The new tokens, and the keys and values ``[B, h, L, d]`` of these tokens.
         """
-        offset = self.offset.to(times.parts[0].dtype)
+        parts = times.parts + self.offset.to(times.parts.dtype)
         scale_a, gate_a, scale_f, gate_f = (
-            times.gather(part + o).to(x.dtype) for part, o in zip(times.parts, offset, strict=True)
+            times.gather(part).to(x.dtype) for part in parts.unbind(2)
         )
         h = normalise(x)
         h = torch.addcmul(h, h, scale_a)
@@ -231,7 +242,7 @@ class Block(nn.Module):
         x = torch.addcmul(x, gate_a, self.attention_out(mixed).to(x.dtype))
         h = normalise(x)
         h = torch.addcmul(h, h, scale_f)
-        h = self.down(F.relu(self.up(h)).square())
+        h = self.down(F.relu(self.up(h), inplace=True).square())
         return torch.addcmul(x, gate_f, h.to(x.dtype)), k, v
 
 
@@ -246,7 +257,7 @@ class Backbone(nn.Module):
         self.rotary = Rotary(width // heads)
         self.modulation = Modulation(width)
         hidden = round(width * mlp_ratio)
-        self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
+        self.blocks = nn.ModuleList([Block(width, heads, hidden) for _ in range(depth)])
 
     def initialise(self) -> None:
         """Truncated-normal weights, gates open at a small constant.
@@ -263,10 +274,10 @@ class Backbone(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            if isinstance(module, Block):
+                with torch.no_grad():
+                    module.offset[1::2] = (2 * len(self.blocks)) ** -0.5
         nn.init.zeros_(self.modulation.out.weight)
-        for block in self.blocks:
-            with torch.no_grad():
-                block.offset[1::2] = (2 * len(self.blocks)) ** -0.5
 
     def encode(
         self, x: Tensor, ids: Tensor, condition: Tensor, until: int | None = None

@@ -22,7 +22,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,6 +203,7 @@ def save_policy(
         inputs[f"observation.images.{camera}"] = {"type": "VISUAL", "shape": [3, height, width]}
     outputs = {"action": {"type": "ACTION", "shape": [spec.action_dim]}}
     identity = dict.fromkeys(("VISUAL", "STATE", "ACTION"), "IDENTITY")
+    device = next(model.parameters()).device.type
     config = {
         "type": "selfflow",
         "n_obs_steps": horizon.past,
@@ -212,7 +213,7 @@ def save_policy(
         "input_features": inputs,
         "output_features": outputs,
         "normalization_mapping": identity,
-        "device": next(model.parameters()).device.type,
+        "device": device,
         "push_to_hub": False,
         "license": "apache-2.0",
         "tags": ["selfflow"],
@@ -224,11 +225,8 @@ def save_policy(
     }
     write_json(folder / "config.json", config)
     write_json(folder / "stamp.json", dict(stamp))
-    save_file(
-        {PREFIX + k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
-        folder / WEIGHTS,
-    )
-    _save_processors(folder, spec, inputs, outputs, identity, config["device"])
+    write_tensors(folder / WEIGHTS, {PREFIX + k: v for k, v in model.state_dict().items()})
+    _save_processors(folder, spec, inputs, outputs, identity, device)
 
 
 def _save_processors(
@@ -257,7 +255,7 @@ def _save_processors(
             entry: dict[str, Any] = {"registry_name": step, "config": config}
             if step.endswith("normalizer_processor"):
                 entry["state_file"] = f"{name}_step_{number}_{step}.safetensors"
-                save_file(statistics, folder / entry["state_file"])
+                write_tensors(folder / entry["state_file"], statistics)
             written.append(entry)
         write_json(folder / f"{name}.json", {"name": name, "steps": written})
 
@@ -267,13 +265,18 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, readable by whoever may read other new files (the library says 0600)."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+    path.chmod(mode)
+
+
 def save_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """Write the training state: tensors as safetensors, the rest as JSON."""
     folder.mkdir()
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-        folder / "tensors.safetensors",
-    )
+    write_tensors(folder / "tensors.safetensors", tensors)
     write_json(folder / "state.json", values)
 
 
@@ -305,7 +308,9 @@ class Keeper:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
 
-    def write(self, step: int, fill, links: tuple[str, ...] = ("last",)) -> Path:
+    def write(
+        self, step: int, fill: Callable[[Path], None], links: tuple[str, ...] = ("last",)
+    ) -> Path:
         """Write checkpoint `step` by ``fill(folder)`` and point `links` at it.
 
         Raises:
@@ -318,17 +323,17 @@ class Keeper:
             temporary.mkdir()
             try:
                 fill(temporary)
-            except OSError as error:
+                for file in temporary.rglob("*"):
+                    if file.is_file():
+                        with file.open("rb") as handle:
+                            os.fsync(handle.fileno())
+            except (OSError, safetensors.SafetensorError) as error:
                 shutil.rmtree(temporary, ignore_errors=True)
                 free = shutil.disk_usage(self.root).free
                 raise CheckpointError(
                     f"checkpoint {step} could not be written to {self.root} ({error}; "
                     f"{free / 1e6:.0f} MB free); the previous one is whole. Make room and resume."
                 ) from error
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    with file.open("rb") as handle:
-                        os.fsync(handle.fileno())
             os.replace(temporary, final)
         for link in links:
             self._point(link, final.name)

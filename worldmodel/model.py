@@ -106,20 +106,36 @@ class Prediction:
 
 @dataclass
 class Given:
-    """The encoded given tokens: what stays the same while sampling."""
+    """The encoded given tokens: what stays the same while sampling.
+
+    Attributes:
+        context: keys and values.
+        condition: ``[B, D]``, of the task.
+        anchors: modality name -> the last past patches ``[B, 1, n, E]``, of every modality on the
+            frame axis whose past is given.
+    """
 
     context: Context
     condition: Tensor
+    anchors: dict[str, Tensor]
 
     def repeat(self, times: int) -> Given:
         """Each sample `times` times in a row."""
         if times == 1:
             return self
-        return Given(self.context.repeat(times), self.condition.repeat_interleave(times, 0))
+        return Given(
+            self.context.repeat(times),
+            self.condition.repeat_interleave(times, 0),
+            {n: v.repeat_interleave(times, 0) for n, v in self.anchors.items()},
+        )
 
 
 class WorldModel(nn.Module):
-    """One shared backbone; per modality only an input linear, an output linear, an embedding.
+    """One shared backbone; per modality only input and output linears and an embedding.
+
+    Future frames and states are predicted as changes: their tokens see the last past patch of the
+    same place (the *anchor*, through a linear of its own), and with x-prediction the network's
+    output is added to it. A fresh model thus imagines the last frame again, and learns what moves.
 
     Args:
         spec: facts of the dataset or robot.
@@ -139,47 +155,57 @@ class WorldModel(nn.Module):
             torch.manual_seed(seed)
             keys = {name: name.replace(".", "_").replace("/", "_") for name in self.modalities}
             self._keys = keys
-            self.embed = nn.ModuleDict(
-                {keys[n]: nn.Linear(m.width, size.width) for n, m in self.modalities.items()}
-            )
-            self.head = nn.ModuleDict(
-                {keys[n]: nn.Linear(size.width, m.width) for n, m in self.modalities.items()}
-            )
+            embed = {keys[n]: nn.Linear(m.width, size.width) for n, m in self.modalities.items()}
+            head = {keys[n]: nn.Linear(size.width, m.width) for n, m in self.modalities.items()}
+            anchor = {
+                keys[n]: nn.Linear(m.width, size.width, bias=False)
+                for n, m in self.modalities.items()
+                if m.axis == "frame"
+            }
+            self.embed, self.head = nn.ModuleDict(embed), nn.ModuleDict(head)
+            self.anchor = nn.ModuleDict(anchor)
             # Rotary positions reach only queries and keys; reading *where* something is out of
             # the values (a target's place in the image) needs positions in the tokens too.
             self.position = nn.Linear(2 * 3 * POSITION_FREQUENCIES, size.width, bias=False)
             self.kind = nn.Embedding(len(keys), size.width)
             self.task = nn.Embedding(len(spec.tasks) + 1, size.width)  # the last one: no task
             self.backbone = Backbone(size.width, size.depth, size.heads)
-            self._initialise()
+            self.backbone.initialise()
+            for layer in (*embed.values(), *anchor.values(), self.position):
+                nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
+            for layer in embed.values():
+                nn.init.zeros_(layer.bias)
+            for layer in head.values():
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+            nn.init.normal_(self.kind.weight, std=0.5)
+            nn.init.normal_(self.task.weight, std=0.02)
+        # What follows from positions alone is computed here, once, for every step of the horizon.
         for name, m in self.modalities.items():
-            ids = m.ids(horizon.times(m.axis)).reshape(-1, m.per_step, 3)
-            self.register_buffer(f"ids_{keys[name]}", ids, persistent=False)
+            ids = m.ids(horizon.times(m.axis))
+            for kind, values in (("ids", ids), ("waves", sinusoids(ids))):
+                values = values.unflatten(0, (-1, m.per_step))
+                self.register_buffer(f"{kind}_{keys[name]}", values, persistent=False)
 
-    def _initialise(self) -> None:
-        self.backbone.initialise()
-        for layer in (*self.embed.values(), self.position):
-            nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
-        for layer in self.embed.values():
-            nn.init.zeros_(layer.bias)
-        for layer in self.head.values():
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.kind.weight, std=0.5)
-        nn.init.normal_(self.task.weight, std=0.02)
+    def _positions(self, name: str, steps: slice) -> tuple[Tensor, Tensor]:
+        """Positions ``[L, 3]`` of one modality's tokens, and their `sinusoids`."""
+        key = self._keys[name]
+        ids, waves = getattr(self, f"ids_{key}"), getattr(self, f"waves_{key}")
+        return ids[steps].flatten(0, 1), waves[steps].flatten(0, 1)
 
-    def _ids(self, name: str, steps: slice) -> Tensor:
-        return getattr(self, f"ids_{self._keys[name]}")[steps].reshape(-1, 3)
-
-    def _pack(self, patches: Patches, steps: Mapping[str, slice]) -> tuple[Tensor, Tensor]:
-        """Embed patches and put all tokens in one row: ``[B, L, D]`` and positions ``[L, 3]``."""
+    def _pack(
+        self, patches: Patches, steps: Mapping[str, slice], anchors: Patches
+    ) -> tuple[Tensor, Tensor]:
+        """Embed patches and put all tokens in one row: ``[B, L, D]``, and positions ``[L, 3]``."""
         tokens, positions = [], []
         for name, values in patches.items():
-            ids = self._ids(name, steps[name])
+            ids, waves = self._positions(name, steps[name])
             index = list(self.modalities).index(name)
-            place = self.position(sinusoids(ids)) + self.kind.weight[index]
-            embedded = self.embed[self._keys[name]](values.flatten(1, 2))
-            tokens.append(embedded.float() + place.float())
+            place = self.position(waves) + self.kind.weight[index]
+            embedded = self.embed[self._keys[name]](values)
+            if name in anchors:
+                embedded = embedded + self.anchor[self._keys[name]](anchors[name])
+            tokens.append(embedded.flatten(1, 2).float() + place.float())
             positions.append(ids)
         return torch.cat(tokens, dim=1), torch.cat(positions)
 
@@ -208,11 +234,17 @@ class WorldModel(nn.Module):
         """
         condition = self.task(torch.where(task < 0, self.task.num_embeddings - 1, task))
         if given:
-            x, ids = self._pack(given, steps)
+            x, ids = self._pack(given, steps, {})
         else:
             x = condition.new_zeros(len(task), 0, self.size.width)
             ids = condition.new_zeros(0, 3)
-        return Given(self.backbone.encode(x, ids, condition, until), condition)
+        now = self.horizon.past
+        anchors = {
+            n: v[:, now - 1 : now]
+            for n, v in given.items()
+            if self.modalities[n].axis == "frame" and steps[n].start == 0
+        }
+        return Given(self.backbone.encode(x, ids, condition, until), condition, anchors)
 
     def forward(
         self,
@@ -231,7 +263,7 @@ class WorldModel(nn.Module):
             given: from `encode`.
             layers, until: features to return, block after which to stop (no velocities then).
         """
-        x, ids = self._pack(noisy, steps)
+        x, ids = self._pack(noisy, steps, given.anchors)
         times, which, slices, start, base = [], [], {}, 0, 0
         for name, values in noisy.items():
             count = values.shape[1] * values.shape[2]
@@ -263,6 +295,7 @@ class WorldModel(nn.Module):
                 else time.reshape(*values.shape[:3], 1)
             )
             if self.config.prediction == "x":
+                out = out + given.anchors[name] if name in given.anchors else out
                 data[name], velocity[name] = out, velocity_from_data(values, out, time)
             else:
                 data[name], velocity[name] = data_from_velocity(values, out, time), out

@@ -33,8 +33,9 @@ class Modality(Protocol):
 
     kind: ClassVar[str]
     axis: ClassVar[str]
-    name: str
 
+    @property
+    def name(self) -> str: ...
     @property
     def width(self) -> int: ...
     @property

@@ -105,7 +105,7 @@ class FitConfig:
             raise ValueError(f"fit.clip is {self.clip}; it must be above 0 (inf for no clipping)")
 
     def lr_scale(self, step: int, progress: float) -> float:
-        """Factor on the learning rates at optimiser step `step`, `progress` in [0, 1] of the run."""
+        """Factor on the learning rates at optimiser step `step`, at share `progress` of the run."""
         scale = min(1.0, (step + 1) / max(1, self.warmup))
         if self.schedule == "cosine":
             scale *= 0.5 * (1 + math.cos(math.pi * progress))
@@ -196,7 +196,7 @@ def make_optimizers(objective: SelfFlow, config: FitConfig) -> list[torch.optim.
 
 
 def keep_lines(path: Path, step: int) -> None:
-    """Drop the lines of a JSONL file that a killed run wrote after its last checkpoint, at `step`."""
+    """Drop lines of a JSONL file that a killed run wrote after its last checkpoint, at `step`."""
     kept = []
     if path.exists():
         for line in path.read_text().splitlines():
@@ -345,7 +345,8 @@ def fit(
         return keeper.write(step, fill, ("last", "best") if is_best else ("last",))
 
     objective.train()
-    main_loss = "act/action/loss" if "act" in objective.shares else f"{[*objective.shares][0]}/loss"
+    first = next(iter(objective.shares))
+    main_loss = "act/action/loss" if "act" in objective.shares else f"{first}/loss"
     with stop_on_signal() as stopped, TrainProgress(console) as shown:
         while progress() < 1 and not stopped:
             scale = config.lr_scale(step, progress())
@@ -360,7 +361,7 @@ def fit(
                 window = train.batch(indices, future=objective.needs_future(chosen)).to(device)
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     losses = objective.losses(window, chosen, step, micro, diagnose)
-                require_finite(float(losses.total), "loss", step, chosen.name)
+                require_finite(float(losses.total.detach()), "loss", step, chosen.name)
                 (losses.total / config.accumulate).backward()
                 metrics.add(losses.logs)
                 windows += len(indices)
@@ -425,11 +426,17 @@ def resumable(out: Path, resume: bool) -> Path | None:
 
     Raises:
         ValueError: there is a run, and it is not to be resumed.
+        checkpoint.CheckpointError: the run was copied in a way that lost its links.
     """
     link = out / "checkpoints" / "last"
     if not link.exists():
         return None
     last = link.resolve()
+    if not last.name.isdigit():
+        raise checkpoint.CheckpointError(
+            f"{link} is a folder instead of a link to one, as if {out} was copied with its links "
+            f"followed. It can act, but not resume: use init={out} and another out="
+        )
     if not resume:
         raise ValueError(
             f"{out} holds a run already ({int(last.name)} steps done): go on with resume=true, or "
@@ -449,28 +456,33 @@ def require_same_run(
     Raises:
         checkpoint.CheckpointError: names the first difference, and both values.
     """
+    if not (last / "training_state" / "state.json").is_file():
+        raise checkpoint.CheckpointError(
+            f"{last} holds no training state: it can act, but not resume; use init={last} and "
+            "another out="
+        )
     model = objective.model
-    before = checkpoint.read_json(last / "config.json")
-    stamped = checkpoint.read_json(last / "stamp.json")
-    state = checkpoint.read_json(last / "training_state" / "state.json")
+    before = checkpoint._read_json(last / "config.json")
+    stamped = checkpoint._read_json(last / "stamp.json")
+    state = checkpoint._read_json(last / "training_state" / "state.json")
     pairs: list[tuple[str, Any, Any]] = [("seed", stamped.get("seed"), stamp.get("seed"))]
     if stamp.get("init") is not None:  # leaving it out when resuming is fine
         pairs.append(("init", stamped.get("init"), stamp["init"]))
-    for name, now in _flat("dataset", stamp.get("dataset", {})).items():
-        if not name.startswith("dataset.roots"):  # the same data may have moved
-            pairs.append((name, _flat("dataset", stamped.get("dataset", {})).get(name), now))
-    for name, key, now in (
+    data_then, data_now = (_flat("dataset", x.get("dataset", {})) for x in (stamped, stamp))
+    # Not the roots, as the same data may have moved; the hash of the statistics says least: last.
+    names = ["fingerprint", "train_episodes", "validation_episodes"]
+    pairs += [(k, data_then.get(k), data_now.get(k)) for k in (f"dataset.{n}" for n in names)]
+    for prefix, key, values in (
         ("the data's ", "spec", model.spec.to_dict() | {"stats": None}),
         ("data.", "window", asdict(model.horizon)),
         ("model.", "model", asdict(model.config)),
         ("objective.", "objective", asdict(objective.source)),
     ):
-        old = before[key] | ({"stats": None} if key == "spec" else {})
-        new = json.loads(json.dumps(now))  # as reading it back would give it
-        flat_old, flat_new = _flat(name, old), _flat(name, new)
-        pairs += [
-            (k, flat_old.get(k), flat_new.get(k)) for k in sorted({*flat_old, *flat_new})
-        ]
+        now = _flat(prefix, json.loads(json.dumps(values)))  # as reading it back would give it
+        then = _flat(prefix, before[key] | ({"stats": None} if key == "spec" else {}))
+        pairs += [(k, then.get(k), now.get(k)) for k in sorted({*then, *now})]
+    key = "dataset.statistics"
+    pairs.append((key, data_then.get(key), data_now.get(key)))
     pairs.append(("fit.optimizer", state["optimizer"], config.optimizer))
     if config.dtype != "auto":
         pairs.append(("fit.dtype", state["dtype"], config.dtype))
@@ -566,9 +578,7 @@ def state_of(
     return tensors, scalars
 
 
-def restore(
-    folder: Path, objective: SelfFlow, optimizers: list[torch.optim.Optimizer]
-) -> RunState:
+def restore(folder: Path, objective: SelfFlow, optimizers: list[torch.optim.Optimizer]) -> RunState:
     """Load a training state: the inverse of `state_of` and of what `fit` saves beside it.
 
     Raises:
@@ -609,12 +619,13 @@ def start_wandb(config: FitConfig, out: Path) -> Any:
         return None
     import wandb  # slow to import, and most runs do without
 
+    mode: Any = config.wandb
     try:
         return wandb.init(
             project=config.wandb_project,
             group=str(out),
             dir=str(out),
-            mode=config.wandb,
+            mode=mode,
             config=asdict(config),
         )
     except wandb.Error as error:

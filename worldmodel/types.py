@@ -78,7 +78,8 @@ class Spec:
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown fields in a spec: {unknown}; it has {sorted(known)}")
         tuples = ("cameras", "image_size", "state_names", "action_names", "tasks")
-        return cls(**{k: tuple(v) if k in tuples else v for k, v in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in values.items()}
+        return cls(**fields)
 
     def require_same(self, other: Spec, mine: str, theirs: str, *, image_size: bool = True) -> None:
         """Refuse `other` by naming the first difference that would change what the model means.
@@ -128,14 +129,13 @@ class Window:
 
     def to(self, device: torch.device | str) -> Window:
         """The same window on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: getattr(self, f.name).to(device, non_blocking=True)
             for f in dataclasses.fields(self)
             if f.name != "video"
         }
-        return Window(
-            video={k: v.to(device, non_blocking=True) for k, v in self.video.items()}, **moved
-        )
+        video = {k: v.to(device, non_blocking=True) for k, v in self.video.items()}
+        return Window(video=video, **moved)
 
 
 @dataclass

@@ -1,0 +1,134 @@
+"""The demo, at the smallest settings: whole, and going on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from scripts import demo as script
+from scripts.demo import PeakMemory
+from tests.test_configs import compose
+
+TINY = (
+    "collect.episodes=3",
+    "collect.workers=0",
+    "train.model.size=debug",
+    "train.minutes=null",
+    "train.steps=3",
+    "train.fit.batch_size=4",
+    "train.fit.dtype=float32",
+    "train.fit.diagnose_every=0",
+    "evaluate.episodes=2",
+    "evaluate.num_envs=2",
+    "evaluate.latency_episodes=1",
+    "evaluate.videos=1",
+    "evaluate.video_size=64",
+)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """``python -m scripts.demo TINY ARGUMENTS`` in this process; returns the exit code."""
+    monkeypatch.setattr(sys, "argv", ["demo", *TINY, *arguments])
+    monkeypatch.setenv("COLUMNS", "300")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        script.run.__wrapped__(compose("demo", *TINY, *arguments))
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def test_it_goes_on_after_an_interruption_and_reports(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "demo"
+    plain = script.train
+
+    def stopped(config, console):
+        """Ctrl-C after the second step."""
+        with monkeypatch.context() as patch:
+            from worldmodel.selfflow import SelfFlow
+
+            after = SelfFlow.after_step
+
+            def hooked(self: SelfFlow, step: int) -> None:
+                after(self, step)
+                if step == 1:
+                    signal.raise_signal(signal.SIGINT)
+
+            patch.setattr(SelfFlow, "after_step", hooked)
+            return plain(config, console)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "train", stopped)
+        assert run(monkeypatch, f"out={out}") == 130
+    said = capsys.readouterr().out
+    assert said.rstrip().endswith("fresh=false")
+    assert not (out / "report.json").exists()
+    collected = sorted((p, p.stat().st_mtime_ns) for p in (out / "demonstrations").rglob("*.mp4"))
+    assert (out / "train/checkpoints/last").resolve().name == "00000002"
+
+    assert run(monkeypatch, f"out={out}", "fresh=false") == 0
+    said = capsys.readouterr().out
+    for name in ("report.html", "report.png"):
+        assert str(out / name) in said
+        assert (out / name).stat().st_size > 1000
+    assert collected == sorted(
+        (p, p.stat().st_mtime_ns) for p in (out / "demonstrations").rglob("*.mp4")
+    )
+    assert (out / "train/checkpoints/last").resolve().name == "00000003"
+    report = json.loads((out / "report.json").read_text())
+    assert report["success"]["n"] == 2
+    assert report["seconds_total"] > 0
+    assert list(report["seconds_by_stage"]) == ["collect", "train", "evaluate"]
+    assert 0.1 < report["peak_memory_gb"] < 8
+
+
+def test_a_mistake_is_a_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code = run(monkeypatch, f"out={tmp_path / 'demo'}", "collect.env=reach_aroun")
+    assert code == 1
+    assert "reach_around" in capsys.readouterr().out
+
+
+def test_only_the_stages_of_an_earlier_demo_are_cleared(tmp_path: Path) -> None:
+    for name in ("demonstrations", "train", "notes"):
+        (tmp_path / name).mkdir()
+    script.clear(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes"]
+
+
+def test_the_configuration_is_whole() -> None:
+    config = OmegaConf.to_object(compose("demo", "out=here"))
+    assert isinstance(config, script.DemoConfig)
+    assert config.collect.out == config.train.data.root == "here/demonstrations"
+    assert config.train.out == config.evaluate.checkpoint == "here/train"
+
+
+def hold(seconds: float) -> subprocess.Popen[bytes]:
+    """A process that holds 100 MB (and the few of the interpreter)."""
+    code = f"import time; memory = b'x' * 100_000_000; time.sleep({seconds})"
+    return subprocess.Popen([sys.executable, "-S", "-c", code])
+
+
+def test_peak_memory_is_that_of_all_processes_at_once() -> None:
+    with PeakMemory(every=0.05) as alone:
+        time.sleep(0.1)
+    with PeakMemory(every=0.05) as together:
+        for process in [hold(0.6), hold(0.6)]:
+            process.wait()
+    with PeakMemory(every=0.05) as one_by_one:
+        for _ in range(2):
+            hold(0.3).wait()
+    assert together.gb - alone.gb == pytest.approx(0.21, abs=0.06)
+    assert one_by_one.gb - alone.gb == pytest.approx(0.105, abs=0.06)

@@ -1,0 +1,205 @@
+"""Who attends to whom, whose time is whose, and what depends on what."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.worldmodel.models import SPECS, Question, make_model
+from worldmodel.backbone import Block, Rotary, rotate
+from worldmodel.model import Clock, ModelConfig
+from worldmodel.tokens import PATTERNS
+
+pytestmark = pytest.mark.usefixtures("without_gradients")
+
+
+@pytest.fixture
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
+def changed(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool((a - b).abs().max() > 1e-3)
+
+
+@pytest.mark.parametrize("robot", SPECS)
+def test_every_pattern_answers_with_what_was_asked_for(robot: str) -> None:
+    model = make_model(SPECS[robot])
+    for name in PATTERNS:
+        question = Question(model, name)
+        if not question.wanted_steps:
+            continue
+        out = question.ask()
+        assert {n: v.shape for n, v in out.velocity.items()} == {
+            n: v.shape for n, v in question.noisy.items()
+        }
+        assert all(v.isfinite().all() and v.std() > 1e-2 for v in out.data.values())
+
+
+def test_given_tokens_do_not_see_wanted_ones() -> None:
+    """`encode` is not even told of them; here: nor do wanted tokens write into its result."""
+    question = Question(make_model(), "joint")
+    encoded = question.model.encode(question.given, question.given_steps, question.task)
+    before = [k.clone() for k in (*encoded.context.keys, *encoded.context.values)]
+    question.model(question.noisy, question.wanted_steps, question.clock(), encoded)
+    after = [*encoded.context.keys, *encoded.context.values]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_wanted_tokens_see_each_other() -> None:
+    question = Question(make_model(), "joint")
+    before = question.ask().data
+    question.noisy["action"][:, -1] += 1
+    after = question.ask().data
+    assert changed(before["action"][:, 0], after["action"][:, 0])
+    assert changed(before["video/front"], after["video/front"])
+    assert changed(before["state"], after["state"])
+
+
+@pytest.mark.parametrize("name", ["video/front", "state", "action"])
+def test_wanted_tokens_see_every_given_modality(name: str) -> None:
+    question = Question(make_model(), "act_prefix")
+    before = question.ask().data["action"]
+    question.given[name][:, 0, 0] += 1
+    assert changed(before, question.ask().data["action"])
+
+
+def test_samples_of_a_batch_do_not_see_each_other() -> None:
+    question = Question(make_model(), "joint")
+    before = question.ask().data
+    question.noisy["action"][1] += 1
+    question.given["state"][1] += 1
+    after = question.ask().data
+    assert all(torch.equal(before[n][0], after[n][0]) for n in before)
+
+
+def test_the_task_and_the_time_are_heard() -> None:
+    question = Question(make_model(), "act")
+    before = question.ask().data["action"]
+    assert changed(before, question.ask(question.clock(0.3)).data["action"])
+    question.task = torch.tensor([-1, -1])
+    assert changed(before, question.ask().data["action"])
+
+
+def test_two_equal_levels_are_one_level() -> None:
+    question = Question(make_model(), "joint")
+    one = question.ask()
+    clock = question.clock()
+    for name, values in question.noisy.items():
+        clock.levels[name] = clock.levels[name].repeat(1, 2)
+        clock.which[name] = torch.randint(2, (2, values.shape[1] * values.shape[2]))
+    two = question.ask(clock)
+    for name in one.velocity:
+        torch.testing.assert_close(one.velocity[name], two.velocity[name], rtol=1e-4, atol=1e-4)
+
+
+def test_the_names_of_the_levels_do_not_matter() -> None:
+    question = Question(make_model(), "joint")
+    clock, swapped = question.clock(), question.clock()
+    for name, values in question.noisy.items():
+        levels = torch.tensor([[0.2, 0.9], [0.7, 0.4]])
+        which = torch.randint(2, (2, values.shape[1] * values.shape[2]))
+        clock.levels[name], clock.which[name] = levels, which
+        swapped.levels[name], swapped.which[name] = levels.flip(1), 1 - which
+    a, b = question.ask(clock), question.ask(swapped)
+    for name in a.velocity:
+        torch.testing.assert_close(a.velocity[name], b.velocity[name], rtol=1e-4, atol=1e-4)
+
+
+def test_each_token_is_modulated_by_its_own_level() -> None:
+    """Tokens of one time, told one by one, equal a clock with one level of that time."""
+    question = Question(make_model(), "act")
+    levels = torch.tensor([[0.2, 0.9], [0.2, 0.9]])
+    plain = question.ask(Clock({"action": levels[:, 1:]}))
+    all_second = Clock({"action": levels}, {"action": torch.ones(2, 6, dtype=torch.long)})
+    torch.testing.assert_close(question.ask(all_second).data, plain.data, rtol=1e-4, atol=1e-4)
+    one_first = torch.ones(2, 6, dtype=torch.long)
+    one_first[:, 2] = 0
+    mixed = question.ask(Clock({"action": levels}, {"action": one_first}))
+    assert changed(mixed.data["action"][:, 2], plain.data["action"][:, 2])
+
+
+def test_features_of_a_run_cut_short_are_those_of_the_full_run() -> None:
+    question = Question(make_model(), "joint")
+    full = question.ask(layers=(1, 2))
+    short = question.ask(layers=(1, 2), until=2)
+    assert short.velocity == {}
+    assert short.slices == full.slices
+    for layer in (1, 2):
+        assert torch.equal(full.features[layer], short.features[layer])
+    tokens = sum(v.shape[1] * v.shape[2] for v in question.noisy.values())
+    assert full.features[1].shape == (2, tokens, question.model.size.width)
+    encoded = question.model.encode(question.given, question.given_steps, question.task, until=2)
+    cut = question.model(
+        question.noisy, question.wanted_steps, question.clock(), encoded, layers=(2,), until=2
+    )
+    assert torch.equal(cut.features[2], full.features[2])
+
+
+def test_repeated_observations_are_encoded_as_if_each_were_its_own() -> None:
+    question = Question(make_model(), "act")
+    once = question.model.encode(question.given, question.given_steps, question.task).repeat(3)
+    given = {n: v.repeat_interleave(3, 0) for n, v in question.given.items()}
+    each = question.model.encode(given, question.given_steps, question.task.repeat_interleave(3))
+    torch.testing.assert_close(once.condition, each.condition)
+    torch.testing.assert_close(once.context.keys, each.context.keys, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(once.context.values, each.context.values, rtol=1e-4, atol=1e-4)
+
+
+def test_both_predictions_describe_one_line() -> None:
+    for prediction in ("x", "velocity"):
+        question = Question(make_model(prediction=prediction), "act")
+        out = question.ask(question.clock(0.5))
+        line = out.data["action"] + 0.5 * out.velocity["action"]
+        torch.testing.assert_close(line, question.noisy["action"], rtol=1e-4, atol=1e-4)
+
+
+def test_rotation_makes_products_depend_on_distances_only() -> None:
+    rotary = Rotary(32)
+    x = torch.randn(1, 2, 2, 32)
+    near = torch.tensor([[0.0, -0.3, 0.1], [5.0, 0.2, 0.4]])
+    far = near + torch.tensor([3.0, 0.25, -0.5])
+    (q, k), (q2, k2) = (rotate(x, rotary(ids, 2)) for ids in (near, far))
+    torch.testing.assert_close(
+        q @ k.transpose(-1, -2), q2 @ k2.transpose(-1, -2), rtol=1e-4, atol=1e-4
+    )
+    assert changed(q, q2)
+
+
+def test_the_rotation_without_a_gradient_is_the_one_with_it() -> None:
+    x, by = torch.randn(2, 5, 4, 16), Rotary(16)(torch.randn(5, 3), 4)
+    with torch.enable_grad():
+        leaf = x.clone().requires_grad_()
+        q, k = rotate(leaf, by)
+        weight = torch.randn(2, *q.shape)
+        (weight[0] * q + weight[1] * k).sum().backward()
+    assert torch.equal(torch.stack([q, k]), torch.stack(rotate(x, by)))
+    # The rotation is linear and orthogonal: its gradient is the rotation back.
+    assert leaf.grad is not None
+    back = rotate(leaf.grad, by)
+    torch.testing.assert_close(torch.stack(back), weight, rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    from worldmodel.model import WorldModel
+
+    def weights(seed: int) -> torch.Tensor:
+        spec, config = SPECS["two cameras"], ModelConfig(size="debug")
+        model = WorldModel(spec, Question(make_model(), "act").model.horizon, config, seed)
+        return torch.cat([p.flatten() for p in model.parameters()])
+
+    state = torch.random.get_rng_state()
+    assert torch.equal(weights(3), weights(3))
+    assert not torch.equal(weights(3), weights(4))
+    assert torch.equal(state, torch.random.get_rng_state())  # the global generator is left alone
+
+
+def test_sizes_that_cannot_be_built_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown model size 'huge'; there are .*'tiny'"):
+        ModelConfig(size="huge").resolve()
+    with pytest.raises(ValueError, match="unknown prediction 'noise'"):
+        ModelConfig(prediction="noise").resolve()
+    with pytest.raises(ValueError, match="multiple of 8, found 12"):
+        Rotary(12)
+    assert isinstance(make_model().backbone.blocks[0], Block)

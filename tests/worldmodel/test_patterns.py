@@ -1,0 +1,137 @@
+"""Every question, asked of one freshly trained model, is answered better than by a floor.
+
+Held-out episodes of the moving square: the state follows its commands, and the square the state.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.datasets import write_dataset
+from worldmodel.data import DataConfig, Order, open_data
+from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.sampler import sample
+from worldmodel.selfflow import ObjectiveConfig, SelfFlow
+from worldmodel.streams import generator
+from worldmodel.tokens import Horizon, pattern
+from worldmodel.types import Window
+
+STEPS = 500
+PREFIX = 3
+FLOW_STEPS = 4
+
+
+class Trained(NamedTuple):
+    objective: SelfFlow
+    held_out: Window
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder: Path = tmp_path_factory.mktemp("patterns")
+    root = write_dataset(folder / "squares", episodes=30, length=40, size=32)
+    config = DataConfig(
+        root=str(root),
+        image_size=32,
+        past=2,
+        past_stride=2,
+        future=2,
+        future_stride=2,
+        chunk=6,
+        validation=0.2,
+        cache_dir=str(folder / "cache"),
+    )
+    data = open_data(config, progress=False)
+    horizon = Horizon(past=2, past_stride=2, future=2, future_stride=2, chunk=6)
+    model = WorldModel(data.spec, horizon, ModelConfig(size="debug"))
+    shares = dict.fromkeys(("act", "act_prefix", "forward", "inverse", "video", "joint"), 1.0)
+    objective = SelfFlow(
+        model, ObjectiveConfig(name="selfflow", patterns=shares, prefix=PREFIX, draws={}, ema=0.98)
+    )
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=3e-3)
+    order = Order(len(data.train), batch_size=16, seed=0)
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * min(1.0, (step + 1) / 20, 2 * (1 - step / STEPS))
+        window = data.train.batch(order.batch(step))
+        objective(window, step).total.backward()
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        objective.after_step(step)
+    count = min(128, len(data.validation))
+    chosen = torch.linspace(0, len(data.validation) - 1, count).long().numpy()
+    return Trained(objective, data.validation.batch(chosen))
+
+
+def answer(trained: Trained, name: str) -> dict[str, Tensor]:
+    """Sampled values by modality, normalised, as patches turned back."""
+    objective, window = trained
+    model = objective.ema.model
+    question = pattern(name, model.horizon, PREFIX)
+    given_steps, wanted_steps = model.slices_of(question)
+    given = objective.inputs.patches(window, given_steps)
+    target = objective.inputs.patches(window, wanted_steps)
+    noise = {n: torch.randn(v.shape, generator=generator(1, n)) for n, v in target.items()}
+    time = objective.config.time
+    found = sample(model, question, given, window.task, noise, FLOW_STEPS, time)
+    return {n: model.modalities[n].unpatch(v) for n, v in found.items()}
+
+
+def truth(trained: Trained, name: str) -> Tensor:
+    """All steps of a modality, normalised."""
+    objective, window = trained
+    modality = objective.model.modalities[name]
+    patches = objective.inputs.normalize(name, objective.inputs.values(window, name))
+    return modality.unpatch(patches)
+
+
+def error(found: Tensor, expected: Tensor, valid: Tensor) -> float:
+    """Mean squared error over valid steps."""
+    return float((found - expected).square().flatten(2).mean(2)[valid].mean())
+
+
+def require_better(name: str, found: float, floors: dict[str, float], margin: float) -> None:
+    text = ", ".join(f"{floor} {value:.4f}" for floor, value in floors.items())
+    message = f"{name}: model {found:.4f}, floors: {text}; expected below {margin} x each"
+    assert all(found < margin * value for value in floors.values()), message
+
+
+@pytest.mark.parametrize("name", ["act", "act_prefix", "inverse", "joint"])
+def test_actions_beat_the_mean_action_and_holding_still(trained: Trained, name: str) -> None:
+    start = PREFIX if name == "act_prefix" else 0
+    actions, state = truth(trained, "action"), truth(trained, "state")
+    expected, valid = actions[:, start:], trained.held_out.action_valid[:, start:]
+    last = actions[:, start - 1] if start else state[:, 1]  # the arm stays where it is
+    floors = {
+        "mean action": error(actions.mean((0, 1)).expand_as(expected), expected, valid),
+        "hold last": error(last[:, None].expand_as(expected), expected, valid),
+    }
+    found = error(answer(trained, name)["action"], expected, valid)
+    require_better(name, found, floors, margin=0.7)
+
+
+@pytest.mark.parametrize("name", ["forward", "video", "joint"])
+def test_video_beats_the_last_frame_and_the_mean_frame(trained: Trained, name: str) -> None:
+    frames = truth(trained, "video/front")
+    expected, valid = frames[:, 2:], trained.held_out.frame_valid[:, 2:]
+    floors = {
+        "copy last frame": error(frames[:, 1:2].expand_as(expected), expected, valid),
+        "mean frame": error(frames.mean((0, 1)).expand_as(expected), expected, valid),
+    }
+    found = error(answer(trained, name)["video/front"], expected, valid)
+    require_better(name, found, floors, margin=0.85)
+
+
+@pytest.mark.parametrize("name", ["forward", "joint"])
+def test_states_beat_staying(trained: Trained, name: str) -> None:
+    state = truth(trained, "state")
+    expected, valid = state[:, 2:], trained.held_out.frame_valid[:, 2:]
+    floors = {"hold last": error(state[:, 1:2].expand_as(expected), expected, valid)}
+    found = error(answer(trained, name)["state"], expected, valid)
+    require_better(name, found, floors, margin=0.5)

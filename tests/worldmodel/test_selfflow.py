@@ -1,0 +1,301 @@
+"""The objective: what is drawn, what is learned from it, and what each switch leaves alone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.worldmodel.models import HORIZON, SPECS, make_model, make_window, randomised
+from worldmodel.flow import TimeConfig, interpolate
+from worldmodel.selfflow import Ema, ObjectiveConfig, SelfFlow, token_times
+from worldmodel.tokens import PATTERNS, pattern
+
+SPEC = SPECS["one camera"]
+NONE = {"video": 0.0, "state": 0.0, "action": 0.0}
+LONG = {"video/front": (64, 2, 6, 192), "state": (64, 40, 1, 3), "action": (64, 40, 1, 2)}
+
+
+def make(name: str = "selfflow", seed: int = 0, spec=SPEC, **options) -> SelfFlow:
+    objective = SelfFlow(make_model(spec), ObjectiveConfig(name=name, **options), seed)
+    randomised(objective.ema.model, seed=7, scale=0.05)  # a teacher unlike the student
+    return objective
+
+
+def train(objective: SelfFlow, steps: int = 4) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """A few optimiser steps; the losses, and the student's and teacher's weights after them."""
+    parameters = [p for p in objective.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+    losses = []
+    for step in range(steps):
+        loss = objective(make_window(SPEC, seed=step), step).total
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        objective.after_step(step)
+        losses.append(float(loss.detach()))
+    weights = {f"student.{k}": v for k, v in objective.model.state_dict().items()}
+    return losses, weights | {f"ema.{k}": v for k, v in objective.ema.model.state_dict().items()}
+
+
+def same(a: tuple, b: tuple) -> bool:
+    return a[0] == b[0] and all(torch.equal(a[1][k], b[1][k]) for k in a[1])
+
+
+def draw(objective: SelfFlow, shapes: dict | None = None, step: int = 0):
+    return objective.draw({n: torch.zeros(s) for n, s in (shapes or LONG).items()}, step)
+
+
+# --- objectives compared -------------------------------------------------------------------------
+
+
+def test_self_flow_without_masks_and_features_is_flow_bit_for_bit() -> None:
+    flow = train(make("flow"))
+    assert same(flow, train(make("selfflow", mask_ratio=NONE, feature_weight=0.0)))
+    assert not same(flow, train(make("selfflow", feature_weight=0.0)))
+    assert not same(flow, train(make("selfflow", mask_ratio=NONE)))
+
+
+def test_dts_is_self_flow_without_features_bit_for_bit() -> None:
+    assert same(train(make("dts")), train(make("selfflow", feature_weight=0.0)))
+
+
+def test_training_is_a_function_of_the_seed() -> None:
+    assert same(train(make(seed=3)), train(make(seed=3)))
+    assert train(make(seed=3))[0] != train(make(seed=4))[0]
+
+
+def test_regression_is_the_mean_squared_error_of_one_answer() -> None:
+    objective, window = make("regression"), make_window(SPEC)
+    question = pattern("act", HORIZON)
+    given_steps, wanted_steps = objective.model.slices_of(question)
+    objective.model.config.task_dropout = 0.0
+    given = objective.inputs.patches(window, given_steps)
+    target = objective.inputs.patches(window, wanted_steps)["action"]
+    found = objective.losses(window, question, 0).total
+    clock = objective.draw({"action": target}, 0).clock
+    encoded = objective.model.encode(given, given_steps, window.task)
+    answer = objective.model({"action": torch.zeros_like(target)}, wanted_steps, clock, encoded)
+    torch.testing.assert_close(found, torch.nn.functional.mse_loss(answer.data["action"], target))
+
+
+# --- draws ---------------------------------------------------------------------------------------
+
+
+def test_a_sample_has_two_times_and_the_teacher_the_cleaner_one() -> None:
+    drawn = draw(make(plain_share=0.0))
+    for name, levels in drawn.clock.levels.items():
+        assert levels.shape == (64, 2)
+        assert (levels[:, 0] != levels[:, 1]).all()
+        assert (drawn.clock.which[name] <= 1).all()
+        torch.testing.assert_close(drawn.teacher.levels[name], levels.min(1, keepdim=True).values)
+        assert name not in drawn.teacher.which
+    assert (drawn.clock.levels["action"][:, 0] > drawn.clock.levels["action"][:, 1]).any()
+    assert (drawn.clock.levels["action"][:, 0] < drawn.clock.levels["action"][:, 1]).any()
+
+
+def test_modalities_of_a_sample_share_their_quantile() -> None:
+    time = {"state": TimeConfig(), "action": TimeConfig(), "video": TimeConfig("logit_normal")}
+    levels = draw(make(time=time)).clock.levels
+    torch.testing.assert_close(levels["state"], levels["action"])
+    torch.testing.assert_close(time["video"].from_quantile(levels["action"]), levels["video/front"])
+
+
+@pytest.mark.parametrize("shape", ["iid", "block"])
+def test_the_share_of_masked_tokens_is_the_ratio_of_its_modality(shape: str) -> None:
+    ratios = {"video": 0.1, "state": 0.25, "action": 0.4}
+    objective = make(mask_ratio=ratios, mask_shape=shape)
+    shapes = {"video/front": (400, 4, 6, 192), "state": (400, 24, 1, 3), "action": (400, 24, 1, 2)}
+    which = draw(objective, shapes).clock.which
+    for name, kind in (("video/front", "video"), ("state", "state"), ("action", "action")):
+        assert which[name].float().mean() == pytest.approx(ratios[kind], abs=0.04)
+
+
+def test_block_masks_are_runs() -> None:
+    which = draw(make(mask_shape="block", mask_block=4)).clock.which["action"]
+    runs = which.unflatten(1, (10, 4))
+    assert (runs == runs[:, :, :1]).all()
+    assert which.float().mean(1).unique().numel() > 3
+    short = draw(make(mask_shape="block", mask_block=4), {"action": (8, 6, 1, 2)})
+    assert short.clock.which["action"].shape == (8, 6)  # a last run may be cut off
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_plain_samples_have_one_time(share: float) -> None:
+    levels = draw(make(plain_share=share), {"action": (2000, 4, 1, 2)}).clock.levels["action"]
+    plain = (levels[:, 0] == levels[:, 1]).float().mean()
+    assert plain == pytest.approx(share, abs=0.04 if 0 < share < 1 else 0)
+
+
+def test_switching_one_thing_leaves_the_other_draws_as_they_were() -> None:
+    base = draw(make())
+    other_masks = draw(make(mask_ratio={"video": 0.3, "state": 0.5, "action": 0.2}))
+    plain, flow = draw(make(plain_share=1.0)), draw(make("flow"))
+    for name in LONG:
+        for other in (other_masks, plain, flow):
+            assert torch.equal(base.noise[name], other.noise[name])
+            assert torch.equal(base.clock.levels[name][:, :1], other.clock.levels[name][:, :1])
+        assert torch.equal(base.clock.levels[name], other_masks.clock.levels[name])
+        assert torch.equal(base.clock.which[name], plain.clock.which[name])
+    assert not torch.equal(base.clock.which["action"], other_masks.clock.which["action"])
+    assert not torch.equal(base.noise["action"], draw(make(), step=1).noise["action"])
+
+
+def test_patterns_are_drawn_by_their_shares() -> None:
+    objective = make(patterns={"act": 2.0, "forward": 1.0, "act_prefix": 1.0}, prefix=4)
+    chosen = [objective.choose(step) for step in range(2000)]
+    names = [c.name for c in chosen]
+    assert {n: names.count(n) / 2000 for n in set(names)} == pytest.approx(
+        {"act": 0.5, "forward": 0.25, "act_prefix": 0.25}, abs=0.04
+    )
+    prefixes = {c.given["action"].stop for c in chosen if c.name == "act_prefix"}
+    assert prefixes == {1, 2, 3, 4}
+    again = make(patterns=objective.config.patterns, prefix=4)
+    assert chosen[:50] == [again.choose(step) for step in range(50)]
+
+
+def test_only_patterns_that_the_robot_allows_are_trained() -> None:
+    shares = make(spec=SPECS["no camera"]).shares
+    assert set(shares) == {"act", "act_prefix", "forward", "joint"}
+    assert sum(shares.values()) == pytest.approx(1)
+    with pytest.raises(ValueError, match="none of the patterns .'video'. can be trained"):
+        make(spec=SPECS["no camera"], patterns={"video": 1.0})
+
+
+# --- teacher -------------------------------------------------------------------------------------
+
+
+def test_student_and_teacher_see_the_same_data_noise_and_task() -> None:
+    objective, window = make(draws={}), make_window(SPEC)
+    seen: dict[str, tuple] = {}
+    tasks: dict[str, torch.Tensor] = {}
+    for role, model in (("student", objective.model), ("teacher", objective.ema.model)):
+
+        def note(module, inputs, role=role):
+            seen[role] = inputs
+
+        def note_task(module, inputs, role=role):
+            tasks[role] = inputs[0]
+
+        model.register_forward_pre_hook(note)
+        model.task.register_forward_pre_hook(note_task)
+    objective.losses(window, pattern("joint", HORIZON), step=2)
+    target = objective.inputs.patches(window, seen["student"][1])
+    drawn = objective.draw(target, 2)
+    for role, clock in (("student", drawn.clock), ("teacher", drawn.teacher)):
+        for name, data in target.items():
+            expected = interpolate(data, drawn.noise[name], token_times(clock, name, data))
+            assert torch.equal(seen[role][0][name], expected)
+    assert torch.equal(tasks["student"], tasks["teacher"])
+
+
+def test_the_teacher_gets_no_gradient_and_the_student_head_does() -> None:
+    objective = make()
+    objective.losses(make_window(SPEC), pattern("act", HORIZON), 0).total.backward()
+    assert all(p.grad is None and not p.requires_grad for p in objective.ema.model.parameters())
+    assert objective.head is not None
+    assert all(p.grad is not None and p.grad.any() for p in objective.head.parameters())
+    assert not any(n.startswith("ema") for n, _ in objective.named_parameters())
+
+
+def test_the_feature_loss_is_the_mean_of_its_modalities() -> None:
+    objective, question = make(feature_weight=0.5), pattern("joint", HORIZON)
+    losses = objective.losses(make_window(SPEC), question, 0)
+    names = ("video/front", "state", "action")
+    features = [torch.as_tensor(losses.logs[f"joint/{n}/feature_loss"]) for n in names]
+    assert all(0.05 < float(f) < 2 for f in features)
+    weights = [objective.config.loss_weight[k] for k in ("video", "state", "action")]
+    flow = sum(w * losses.logs[f"joint/{n}/loss"] for w, n in zip(weights, names, strict=True))
+    torch.testing.assert_close(losses.total.detach(), flow + 0.5 * torch.stack(features).mean())
+
+
+def test_the_feature_weight_can_be_warmed_up() -> None:
+    window, question = make_window(SPEC), pattern("act", HORIZON)
+    logs = make(feature_weight=0.5, feature_warmup=10).losses(window, question, 3).logs
+    expected = logs["act/action/loss"] + 0.5 * 0.4 * logs["act/action/feature_loss"]
+    torch.testing.assert_close(logs["act/loss"], expected)
+
+
+def test_the_average_moves_by_the_formula() -> None:
+    model = make_model()
+    ema, expected = Ema(model, decay=0.3), copy.deepcopy(model)
+    for step in (1, 2, 50):
+        randomised(model, seed=step)
+        ema.update(step)
+        decay = min(0.3, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for mean, new in zip(expected.parameters(), model.parameters(), strict=True):
+                mean.copy_(decay * mean + (1 - decay) * new)
+    for mean, found in zip(expected.parameters(), ema.model.parameters(), strict=True):
+        torch.testing.assert_close(found, mean)
+
+
+# --- what counts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_padded_actions_count_only_where_asked_for(padded: bool) -> None:
+    window = make_window(SPEC)
+    window.action_valid[:, 4:] = False
+    other = replace(window, action=window.action.clone())
+    other.action[:, 4:] = -other.action[:, 4:]
+    question = pattern("act", HORIZON)
+    # Regression: noisy tokens are zeros whatever the targets are, so only the loss can tell.
+    a, b = (
+        make("regression", padded_actions=padded).losses(w, question, 0) for w in (window, other)
+    )
+    assert torch.equal(a.total, b.total) is not padded
+
+
+def test_frames_outside_the_episode_carry_no_loss() -> None:
+    window = make_window(SPEC)
+    window.frame_valid[:, 3] = False
+    other = replace(
+        window, video={"front": window.video["front"].clone()}, state=window.state.clone()
+    )
+    other.video["front"][:, 3] = 255 - other.video["front"][:, 3]
+    other.state[:, 3] = -other.state[:, 3]
+    question = pattern("forward", HORIZON)
+    a, b = (make("regression").losses(w, question, 0) for w in (window, other))
+    assert torch.equal(a.total, b.total)
+    other.frame_valid[:, 3] = True
+    assert not torch.equal(a.total, make("regression").losses(other, question, 0).total)
+
+
+@pytest.mark.parametrize("robot", SPECS)
+def test_every_pattern_can_be_learned_and_diagnosed(robot: str) -> None:
+    objective = make(spec=SPECS[robot])
+    for name in PATTERNS:
+        if name not in objective.shares:
+            continue
+        losses = objective.losses(
+            make_window(SPECS[robot]), pattern(name, HORIZON), 0, diagnose=True
+        )
+        assert losses.total.isfinite()
+        shares = [v for k, v in losses.logs.items() if k.endswith("gradient_share")]
+        assert sum(shares) == pytest.approx(1)
+        wanted = {m for m in objective.model.modalities if f"{name}/{m}/loss" in losses.logs}
+        assert all(f"{name}/{m}/asymmetry" in losses.logs for m in wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "flows"}, "unknown objective 'flows'; there are"),
+        ({"mask_shape": "tube"}, "unknown mask_shape 'tube'"),
+        ({"patterns": {"acts": 1.0}}, r"unknown patterns \['acts'\]"),
+        ({"mask_ratio": {"action": 0.6}}, r"mask_ratio.action is in \[0, 0.5\], found 0.6"),
+        ({"student_depth": 0.8}, "student_depth < teacher_depth"),
+        ({"ema": 1.0}, "found 1.0"),
+    ],
+)
+def test_a_wrong_setting_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ObjectiveConfig(**options)
+
+
+def test_a_setting_for_an_unknown_modality_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown modality kinds \['sound'\]"):
+        make(loss_weight={"sound": 1.0})
