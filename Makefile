@@ -10,6 +10,8 @@
 PYTHON := .venv/bin/python
 # Extra arguments: make demo ARGS="seed=1", make test ARGS="tests/envs -x"
 ARGS ?=
+# Test files are shared out over two processes; PARALLEL= runs them in one, in order.
+PARALLEL ?= -n 2 --dist loadfile
 
 # A `uv` on the PATH can be a shim without a program behind it, so it counts only if it runs.
 UV := $(shell if uv --version >/dev/null 2>&1; then echo uv; else echo .uv/bin/uv; fi)
@@ -26,7 +28,7 @@ demo: graphics setup ## collect, train, drive the arm, imagine, report (about 15
 	@$(PYTHON) -m scripts.demo $(ARGS)
 
 test: graphics setup ## run the tests
-	@$(PYTHON) -m pytest -q $(ARGS)
+	@$(PYTHON) -m pytest -q $(PARALLEL) $(ARGS)
 
 check: format-check lint types test ## format, lint, types, tests: what must pass before a commit
 

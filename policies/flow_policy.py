@@ -39,7 +39,7 @@ class PolicyConfig:
             tokens. 0 plans afresh.
     """
 
-    steps: int = 5
+    steps: int = 2
     execute: int = 8
     prefix: int = 0
 

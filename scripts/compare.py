@@ -215,11 +215,11 @@ def compare(config: CompareConfig, console: Console) -> dict[str, Any]:
                 path.write_text(json.dumps(judged))
                 s = judged["success"]
                 console.print(f"  {s['k']} of {s['n']}", highlight=False)
-    table = gather(config, costs, points, out)
-    (out / "compare.json").write_text(json.dumps(table, indent=2, allow_nan=False) + "\n")
-    (out / "compare.md").write_text(table_of(table))
-    draw(table, out / "compare.png")
-    return table
+    result = gather(config, costs, points, out)
+    (out / "compare.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    (out / "compare.md").write_text(table_of(result))
+    draw(result, out / "compare.png")
+    return result
 
 
 def gather(

@@ -100,7 +100,7 @@ class EvaluateConfig:
     seed: int = 0
     purpose: str = "reported"
     out: str = "outputs/evaluate"
-    steps: int = 5
+    steps: int = 2
     execute: int = 8
     prefix: int = 0
     num_envs: int = 16

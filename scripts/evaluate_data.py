@@ -67,7 +67,7 @@ def open_held_out(config: EvaluateDataConfig, checkpoint: Checkpoint) -> Data:
             f"{config.checkpoint} holds no config.yaml: give the run's folder, so that the same "
             "episodes are held out as in training"
         )
-    stored = OmegaConf.load(resolved).data  # type: ignore[union-attr]
+    stored = OmegaConf.load(resolved).data
     settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), stored))
     if config.root is not None:
         settings.root, settings.validation = config.root, 0.0

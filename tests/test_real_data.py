@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,13 +34,16 @@ def test_it_trains_and_is_judged_on_held_out_episodes(tmp_path, monkeypatch) -> 
 
     import scripts.train as script
 
-    config = OmegaConf.to_object(
+    config: Any = OmegaConf.to_object(
         compose(
             "train",
-            [
-                "experiment=debug", f"data.root={ROOT_G1}", f"out={tmp_path / 'run'}",
-                "data.image_size=[24,32]", "data.validation=0.2", "steps=6", "fit.validate_every=0",
-            ],
+            "experiment=debug",
+            f"data.root={ROOT_G1}",
+            f"out={tmp_path / 'run'}",
+            "data.image_size=[24,32]",
+            "data.validation=0.2",
+            "steps=6",
+            "fit.validate_every=0",
         )
     )  # fmt: skip
     script.train(config, Console(quiet=True))

@@ -209,7 +209,7 @@ def save_policy(
         "n_obs_steps": horizon.past,
         "chunk_size": horizon.chunk,
         "n_action_steps": max(1, horizon.chunk // 2),
-        "sampling_steps": 5,
+        "sampling_steps": 2,
         "input_features": inputs,
         "output_features": outputs,
         "normalization_mapping": identity,

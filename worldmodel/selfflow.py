@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import copy
 import math
+from bisect import bisect
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -143,13 +145,17 @@ class Ema:
     def __init__(self, model: WorldModel, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay
-        self._pairs = (list(self.model.parameters()), list(model.parameters()))
+        self._pairs: tuple[list[Tensor], list[Tensor]] = (
+            list(self.model.parameters()),
+            list(model.parameters()),
+        )
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move towards the student after optimiser step number `step` (the first is 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(*self._pairs, weight=1 - decay)
+        own, student = self._pairs
+        torch._foreach_lerp_(own, student, weight=1 - decay)
 
 
 @dataclass
@@ -220,11 +226,8 @@ class SelfFlow(nn.Module):
     def choose(self, step: int, micro: int = 0) -> Pattern:
         """The pattern of a micro-batch: a function of (seed, step, micro)."""
         u = uniform(self.seed, "pattern", step, micro)
-        total, chosen = 0.0, ""
-        for chosen, share in self.shares.items():
-            total += share
-            if u < total:
-                break
+        names, shares = list(self.shares), list(self.shares.values())
+        chosen = names[min(bisect(list(accumulate(shares)), u), len(names) - 1)]
         longest = min(self.config.prefix, self.model.horizon.chunk - 1)
         prefix = 1 + int(uniform(self.seed, "prefix", step, micro) * longest)
         return pattern(chosen, self.model.horizon, min(prefix, longest))
@@ -353,6 +356,7 @@ class SelfFlow(nn.Module):
         self, student: Prediction, teacher: Prediction, valid, logs, name: str
     ) -> Tensor:
         """Mean over modalities of the mean over tokens of 1 - cosine, in fp32."""
+        assert self.head is not None, "no feature head at feature_weight 0"
         projected = self.head(student.features[self.student_layer]).float()
         aim = teacher.features[self.teacher_layer].float()
         distance = 1 - F.cosine_similarity(projected, aim, dim=-1)

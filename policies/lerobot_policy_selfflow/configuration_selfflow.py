@@ -42,7 +42,7 @@ class SelfflowConfig(PreTrainedConfig):
     n_obs_steps: int = 2
     chunk_size: int = 16
     n_action_steps: int = 8
-    sampling_steps: int = 5
+    sampling_steps: int = 2
     normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_identity)
     push_to_hub: bool = False  # LeRobot uploads by default
     license: str | None = "apache-2.0"

@@ -97,6 +97,10 @@ def test_committed_actions_come_back_and_steer_the_rest(depth: int) -> None:
     assert np.array_equal(chunk[:, :depth], committed)
     other = policy.predict_action_chunk(video, state, None, noise, -committed)
     assert np.abs(chunk[:, depth:] - other[:, depth:]).max() > 1e-2
+    # Every action keeps its own noise, whatever is committed before it.
+    noise[:, :depth] += 1
+    again = policy.predict_action_chunk(video, state, None, noise, committed)
+    assert np.array_equal(again, chunk)
 
 
 @pytest.mark.parametrize("cache", [True, False])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.worldmodel.models import SPECS, Question, make_model
+from tests.worldmodel.models import HORIZON, SPECS, Question, make_model
 from worldmodel.backbone import Block, Rotary, rotate
-from worldmodel.model import Clock, ModelConfig
+from worldmodel.model import Clock, ModelConfig, WorldModel
 from worldmodel.tokens import PATTERNS
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
@@ -120,6 +120,17 @@ def test_each_token_is_modulated_by_its_own_level() -> None:
     assert changed(mixed.data["action"][:, 2], plain.data["action"][:, 2])
 
 
+@pytest.mark.parametrize("name", ["video/front", "state", "action"])
+def test_each_modality_has_its_own_time(name: str) -> None:
+    question = Question(make_model(), "joint")
+    before = question.ask(layers=(1,))
+    clock = question.clock()
+    clock.levels[name] = clock.levels[name] - 0.4
+    after = question.ask(clock, layers=(1,))
+    part = before.slices[name]
+    assert changed(before.features[1][:, part], after.features[1][:, part])
+
+
 def test_features_of_a_run_cut_short_are_those_of_the_full_run() -> None:
     question = Question(make_model(), "joint")
     full = question.ask(layers=(1, 2))
@@ -155,6 +166,15 @@ def test_both_predictions_describe_one_line() -> None:
         torch.testing.assert_close(line, question.noisy["action"], rtol=1e-4, atol=1e-4)
 
 
+def test_a_fresh_model_imagines_the_last_past_frame_again() -> None:
+    fresh = WorldModel(SPECS["one camera"], HORIZON, ModelConfig(size="debug"))
+    question = Question(fresh, "joint")
+    data = question.ask().data
+    for name in ("video/front", "state"):
+        now = question.given[name][:, HORIZON.past - 1 : HORIZON.past]
+        torch.testing.assert_close(data[name], now.expand_as(data[name]))
+
+
 def test_rotation_makes_products_depend_on_distances_only() -> None:
     rotary = Rotary(32)
     x = torch.randn(1, 2, 2, 32)
@@ -182,11 +202,9 @@ def test_the_rotation_without_a_gradient_is_the_one_with_it() -> None:
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
-    from worldmodel.model import WorldModel
-
     def weights(seed: int) -> torch.Tensor:
         spec, config = SPECS["two cameras"], ModelConfig(size="debug")
-        model = WorldModel(spec, Question(make_model(), "act").model.horizon, config, seed)
+        model = WorldModel(spec, HORIZON, config, seed)
         return torch.cat([p.flatten() for p in model.parameters()])
 
     state = torch.random.get_rng_state()

@@ -33,6 +33,21 @@ def test_encoding_the_given_once_changes_nothing(name: str, prediction: str) -> 
     assert all((cached[n] - question.noisy[n]).abs().max() > 1e-2 for n in question.noisy)
 
 
+def test_the_given_tokens_are_encoded_once_where_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    question, calls = Question(make_model(), "act"), []
+    encode = question.model.encode
+
+    def count(*arguments, **options):
+        calls.append(1)
+        return encode(*arguments, **options)
+
+    monkeypatch.setattr(question.model, "encode", count)
+    run(question, steps=3)
+    assert len(calls) == 1
+    run(question, steps=3, cache=False)
+    assert len(calls) == 1 + 3
+
+
 def test_the_outcome_follows_from_the_noise() -> None:
     question, other = (Question(make_model(), "joint", seed=s) for s in (0, 0))
     assert all(

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ def test_numbers_that_mean_nothing(options, words) -> None:
 def test_the_config_is_a_schema() -> None:
     schema = OmegaConf.structured(DataConfig)
     composed = OmegaConf.merge(schema, OmegaConf.from_dotlist(["root=[a,b]", "image_size=[48,64]"]))
-    config = OmegaConf.to_object(composed)
+    config: Any = OmegaConf.to_object(composed)
     assert config.roots() == ["a", "b"]
     assert config.size() == (48, 64)
     assert config.keys.action is None

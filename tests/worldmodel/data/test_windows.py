@@ -1,6 +1,7 @@
 """Cached windows are LeRobotDataset's windows, padding included, and stay inside episodes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from worldmodel.data.source import open_source
 from worldmodel.data.video import decode
 from worldmodel.data.windows import Rows, Windows
 
-SHAPE = {"past": 3, "past_stride": 2, "future": 4, "future_stride": 3, "chunk": 6}
+SHAPE: dict[str, Any] = {"past": 3, "past_stride": 2, "future": 4, "future_stride": 3, "chunk": 6}
 FRAMES = [-4, -2, 0, 3, 6, 9, 12]
 
 
