@@ -87,7 +87,8 @@ class Rotary(nn.Module):
 
     def forward(self, ids: Tensor, heads: int) -> Tensor:
         """Unit complex numbers ``[L, heads * d / 2]`` for positions ``[L, 3]``."""
-        angles = ids @ self.frequencies
+        # Not a matrix product: autocast would round the angles of training to bfloat16.
+        angles = (ids[:, :, None] * self.frequencies).sum(1)
         turn = torch.polar(torch.ones_like(angles), angles)
         return turn[:, None].expand(-1, heads, -1).flatten(1)
 

@@ -221,3 +221,10 @@ def test_sizes_that_cannot_be_built_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 8, found 12"):
         Rotary(12)
     assert isinstance(make_model().backbone.blocks[0], Block)
+
+
+def test_rotary_angles_are_exact_under_autocast() -> None:
+    rotary, ids = Rotary(32), torch.tensor([[16.0, 0.9, -0.7], [3.0, -0.3, 0.55]])
+    exact = rotary(ids, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(rotary(ids, 2), exact)
