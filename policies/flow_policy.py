@@ -68,7 +68,14 @@ class FlowPolicy:
                 f"a chunk of {chunk} actions cannot give {c.execute} to execute and {c.prefix} "
                 "committed ones; execute + prefix must be at most that, execute at least 1"
             )
-        self.name = checkpoint.objective.name
+        objective = checkpoint.objective
+        trained = objective.prefix if objective.patterns.get("act_prefix") else 0
+        if c.prefix > min(trained, chunk - 1):
+            raise ValueError(
+                f"this model was trained with committed prefixes of up to {trained} actions "
+                f"(objective.prefix, objective.patterns.act_prefix); found prefix={c.prefix}"
+            )
+        self.name = objective.name
         self.reset([])
 
     @classmethod
@@ -232,6 +239,9 @@ class FlowPolicy:
             )
         start = torch.from_numpy(np.asarray(state[:1], np.float32))[None].repeat(1, past, 1)
         actions = torch.from_numpy(np.asarray(commands, np.float32))[None]
+        h = self.horizon
+        if h.past > 1 and h.past_stride != h.future_stride:
+            actions = actions[:, : h.future * h.future_stride]  # such windows cannot be chained
         imagined = imagine(self.checkpoint, video, start, actions)
         camera = self.spec.cameras[0]
         frames = torch.cat([video[camera][:, -1:].to("cpu"), imagined.video[camera].cpu()], 1)[0]

@@ -26,6 +26,7 @@ def held_out(
     checkpoint: Checkpoint,
     windows: Windows,
     *,
+    tasks: tuple[str, ...] | None = None,
     every: int = 4,
     steps: int = 5,
     draws: int = 4,
@@ -37,6 +38,7 @@ def held_out(
 
     Args:
         windows: of the held-out episodes, cut with the checkpoint's horizon.
+        tasks: the task texts that the windows count in; default: the checkpoint's own.
         every: take each `every`-th window.
         steps: sampling steps.
         draws: chunks sampled per window; their mean error is reported, and the error of their mean.
@@ -47,7 +49,8 @@ def held_out(
         ``action``: mean absolute error in units of each dimension's standard deviation (dimensions
         that never move are left out), for the policy and for both floors, with paired differences;
         ``video``: PSNR in dB per horizon step for the model, copy-last-frame and the mean frame,
-        on all pixels and on moving ones, with the paired gain over copy-last-frame.
+        on all pixels and on moving ones (None where none moved), with the paired gain over
+        copy-last-frame.
     """
     chosen = np.flatnonzero((windows.frame_of > 0) & (np.arange(len(windows)) % every == 0))
     spec, model = checkpoint.spec, checkpoint.model
@@ -57,12 +60,20 @@ def held_out(
     moves = std > 1e-3 * span.abs().clamp_min(1e-3)
     actions: dict[str, list[np.ndarray]] = {}
     frames: dict[str, list[np.ndarray]] = {}
+    texts = spec.tasks if tasks is None else tasks
+    numbers = [spec.tasks.index(t) if t in spec.tasks else -1 for t in texts] + [-1]
+
+    def task_of(task: Tensor) -> Tensor:
+        """The windows' tasks as the model numbers them; -1 for those it does not know."""
+        return torch.tensor(numbers)[task]
+
     has_video = bool(spec.cameras) and model.horizon.future > 0
     rng = torch.Generator().manual_seed(seed)
     mean_frame = _mean_frame(windows, chosen) if has_video else {}
     for start in range(0, len(chosen), batch_size):
         indices = chosen[start : start + batch_size]
         window = windows.batch(indices)
+        window.task = task_of(window.task)
         previous = windows.batch(indices - 1, future=False).action[:, :1]
 
         def error(
@@ -166,9 +177,12 @@ def _score_frames(squares: dict[str, np.ndarray], block: int, seed: int) -> dict
     scores: dict[str, Any] = {}
     for region in ("all", "moving"):
         table = {n: psnr(squares[f"{n}/{region}"]) for n in ("model", "copy_last", "mean_frame")}
-        scores[region] = {n: np.nanmean(v, axis=0).tolist() for n, v in table.items()}
         gain = table["model"] - table["copy_last"]
         known = np.isfinite(gain).any(1)  # at the end of an episode no future frame is left
+        if not np.isfinite(gain).any(0).all():
+            scores[region] = None  # nothing moved: there is nothing to score
+            continue
+        scores[region] = {n: np.nanmean(v, axis=0).tolist() for n, v in table.items()}
         scores[region]["gain_over_copy_last"] = block_bootstrap(
             np.nanmean(gain[known], axis=1), block, seed
         )

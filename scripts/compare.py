@@ -28,6 +28,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.markup import escape
 
 import envs
 from policies.evaluation import episode_seeds, evaluate
@@ -156,6 +157,11 @@ def drive(run: str, config: CompareConfig, seeds: list[int]) -> list[tuple[bool,
     )
     world = policy.stamp.get("environment", {})
     options = {k: world[k] for k in ("image_size", "target") if world.get(k) is not None}
+    if "target" in config.options and options.get("target") != config.options["target"]:
+        raise ValueError(
+            f"the demonstrations show target={options.get('target')}, but options.target is "
+            f"{config.options['target']}: collect with target={config.options['target']}"
+        )
     options = {"cameras": list(policy.spec.cameras)} | options | config.options
     result = evaluate(policy, lambda: envs.make(config.env, **options), seeds, num_envs=16)
     return [(e.success, e.mode) for e in result.episodes]
@@ -211,6 +217,11 @@ def compare(config: CompareConfig, console: Console) -> dict[str, Any]:
                 fitted = train(arm_config(config, arm, seed, run, steps), Console(quiet=True), data)
                 if fitted.signal:
                     raise KeyboardInterrupt
+                if fitted.steps != steps:
+                    raise ValueError(
+                        f"{run} is at step {fitted.steps} already, so step {steps} cannot be "
+                        "judged any more; use another out="
+                    )
                 judged = judge(config, run, episodes, purpose)
                 path.write_text(json.dumps(judged))
                 s = judged["success"]
@@ -318,7 +329,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             axes.plot(c[:, 0], 100 * c[:, 1], color=colour, alpha=0.25, lw=1)
         mean = np.mean(curves, axis=0)
         axes.plot(mean[:, 0], 100 * mean[:, 1], "o-", color=colour, lw=2.2, ms=4, label=name)
-    axes.set(xlabel="minutes of training (2 CPU cores)", ylabel="success, %", ylim=(0, 100))
+    axes.set(xlabel="minutes of training on this machine", ylabel="success, %", ylim=(0, 100))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
@@ -337,7 +348,7 @@ def main(values: Any) -> None:
         console.print("stopped; the same command goes on")
         sys.exit(130)
     except (ValueError, OSError) as error:
-        console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+        console.print(f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)
     if not config.costs_only:
         console.print((Path(config.out) / "compare.md").read_text(), highlight=False)

@@ -24,6 +24,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -295,6 +296,9 @@ def imagined_strip(
     imagine: Callable[..., tuple[np.ndarray, np.ndarray]] | None = getattr(policy, "imagine", None)
     if imagine is None or not options.get("cameras"):
         return None
+    horizon = getattr(policy, "horizon", None)
+    if horizon is not None and not horizon.future:
+        return None  # trained without future frames: it acts, and imagines nothing
     env = envs.make(env_name, **options)
     observation, _ = env.reset(seed=seed)
     expert = envs.make_expert(env_name, env, seed=seed)
@@ -520,7 +524,7 @@ def main(config: DictConfig) -> None:
         console.print(f"[bold red]Missing:[/] {error.full_key}=..., see --help", highlight=False)
         sys.exit(1)
     except (CheckpointError, SpecMismatchError, ReplayError, ValueError, OSError) as error:
-        console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+        console.print(f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)
     print_summary(report, out, console)
 

@@ -10,7 +10,6 @@ takes the dataset and the split from the run's own ``config.yaml`` and writes ``
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,11 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from policies.offline import held_out
-from worldmodel.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from worldmodel.checkpoint import Checkpoint, CheckpointError, open_checkpoint, write_json
 from worldmodel.data import Data, DataConfig, DatasetError, open_data
 from worldmodel.imagine import imagine
 from worldmodel.stamp import stamp
@@ -35,7 +35,7 @@ from worldmodel.types import SpecMismatchError
 @dataclass
 class EvaluateDataConfig:
     """Attributes:
-    checkpoint: a run's folder.
+    checkpoint: a run's folder, or one of its checkpoints.
     root: another dataset than the one that the run was trained on, all its episodes; null takes the
         episodes that the run held out.
     every, steps, draws, seed: see `policies.offline.held_out`.
@@ -61,8 +61,10 @@ def open_held_out(config: EvaluateDataConfig, checkpoint: Checkpoint) -> Data:
         DatasetError: there is none: the run held no episode out.
         SpecMismatchError: the other dataset is of another robot.
     """
-    resolved = Path(config.checkpoint) / "config.yaml"
-    if not resolved.is_file():
+    # A run's folder, or one of its checkpoints: RUN/checkpoints/STEP.
+    places = (Path(config.checkpoint), checkpoint.path.parent.parent)
+    resolved = next((p / "config.yaml" for p in places if (p / "config.yaml").is_file()), None)
+    if resolved is None:
         raise CheckpointError(
             f"{config.checkpoint} holds no config.yaml: give the run's folder, so that the same "
             "episodes are held out as in training"
@@ -70,11 +72,19 @@ def open_held_out(config: EvaluateDataConfig, checkpoint: Checkpoint) -> Data:
     stored = OmegaConf.load(resolved).data
     settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), stored))
     if config.root is not None:
-        settings.root, settings.validation = config.root, 0.0
+        settings.root, settings.validation, settings.episodes = config.root, 0.0, None
     data = open_data(settings)
     checkpoint.spec.require_same(data.spec, "the checkpoint", "the dataset")
     if config.root is None and not len(data.validation):
         raise DatasetError("this run held no episode out (data.validation); give another root=")
+    trained = checkpoint.stamp.get("dataset", {})
+    found = {"fingerprint": data.fingerprint, "validation_episodes": data.validation_episodes}
+    for name, value in found.items():
+        if config.root is None and trained.get(name) != value:
+            raise SpecMismatchError(
+                f"the dataset has changed since training ({name}: {value}, trained with "
+                f"{trained.get(name)}), so episodes held out now may have been trained on"
+            )
     return data
 
 
@@ -88,8 +98,13 @@ def strip(checkpoint: Checkpoint, data: Data, path: Path, seconds: float = 2.0) 
     windows = data.validation if len(data.validation) else data.train
     horizon, camera = checkpoint.model.horizon, checkpoint.spec.cameras[0]
     stride = horizon.future_stride
-    count = max(1, round(seconds * checkpoint.spec.fps / stride))
-    first = int(np.flatnonzero(windows.frame_of == windows.frame_of.max() // 3)[0])
+    longest = int(np.argmax(windows.frame_of))  # the last frame of the longest episode
+    left = int(windows.frame_of[longest])
+    first = longest - left + left // 3
+    count = round(seconds * checkpoint.spec.fps / stride)
+    if horizon.past > 1 and horizon.past_stride != horizon.future_stride:
+        count = min(count, horizon.future)  # such windows cannot be chained
+    count = max(1, min(count, (longest - first) // stride))
     now = windows.batch(np.array([first]))
     later = windows.batch(np.arange(first, first + count * stride))
     result = imagine(
@@ -137,8 +152,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
             highlight=False,
         )
     for region in ("all", "moving"):
-        if "video" not in report:
-            break
+        if "video" not in report or report["video"][region] is None:
+            continue
         video = report["video"]
         table = Table(f"PSNR, dB, {region} pixels", *[f"+{s:.2f} s" for s in video["seconds"]])
         for name in ("model", "copy_last", "mean_frame"):
@@ -163,19 +178,20 @@ def main(values: Any) -> None:
         report = held_out(
             checkpoint,
             windows,
+            tasks=data.spec.tasks,
             every=config.every,
             steps=config.steps,
             draws=config.draws,
             seed=config.seed,
         )
         out.mkdir(parents=True, exist_ok=True)
+        report["stamp"] = stamp() | {"checkpoint": checkpoint.stamp}
+        write_json(out / "report.json", report)
         if checkpoint.spec.cameras and checkpoint.model.horizon.future:
             strip(checkpoint, data, out / "strip.png")
     except (DatasetError, CheckpointError, SpecMismatchError, ValueError) as error:
-        console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+        console.print(f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)
-    report["stamp"] = stamp() | {"checkpoint": checkpoint.stamp}
-    (out / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     print_report(report, console)
     console.print(f"report: {out / 'report.json'}", highlight=False)
 

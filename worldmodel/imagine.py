@@ -61,12 +61,13 @@ def imagine(
     model, inputs, horizon = checkpoint.model, checkpoint.inputs, checkpoint.model.horizon
     if not horizon.future:
         raise ValueError("this model was trained without future frames (data.future=0)")
-    if horizon.past > 1 and horizon.past_stride != horizon.future_stride:
+    batch, total = actions.shape[:2]
+    span = horizon.future * horizon.future_stride
+    if horizon.past > 1 and horizon.past_stride != horizon.future_stride and total > span:
         raise ValueError(
             f"windows chain only where past frames are spaced like future ones; this model has "
             f"past_stride {horizon.past_stride} and future_stride {horizon.future_stride}"
         )
-    batch, total = actions.shape[:2]
     device = next(model.parameters()).device
     expected = {
         m.name.removeprefix("video/") for m in model.modalities.values() if m.kind == "video"
@@ -75,10 +76,16 @@ def imagine(
         raise ValueError(f"the model sees cameras {sorted(expected)}, found {sorted(video)}")
     if total < horizon.future_stride:
         raise ValueError(f"{total} actions reach no frame; one stride is {horizon.future_stride}")
+    if horizon.chunk < span:
+        raise ValueError(
+            f"a window imagines {span} frames but is given {horizon.chunk} actions (data.chunk); "
+            "train with data.chunk >= data.future * data.future_stride to imagine"
+        )
+    regression = checkpoint.objective.name == "regression"
+    steps = 1 if regression else steps
     task = torch.full((batch,), -1, device=device) if task is None else task.to(device)
     question = pattern("forward", horizon)
     given_steps, wanted_steps = model.slices_of(question)
-    span = horizon.future * horizon.future_stride
     past: dict[str, Tensor] = {f"video/{c}": v.to(device) for c, v in video.items()}
     if state is not None:
         past["state"] = state.to(device)
@@ -93,8 +100,17 @@ def imagine(
             m = model.modalities[n]
             count = len(horizon.times(m.axis)[part])
             source = generator(seed, "imagine", number)
-            noise[n] = torch.randn(batch, count, m.per_step, m.width, generator=source).to(device)
-        patches = sample(model, question, given, task, noise, steps, checkpoint.objective.time)
+            start_at = torch.randn(batch, count, m.per_step, m.width, generator=source)
+            noise[n] = (start_at * (not regression)).to(device)
+        patches = sample(
+            model,
+            question,
+            given,
+            task,
+            noise,
+            1 if regression else steps,
+            checkpoint.objective.time,
+        )
         future = {n: inputs.denormalize(n, v) for n, v in patches.items()}
         for n, v in future.items():
             parts[n].append(v)

@@ -62,6 +62,8 @@ class Inputs:
         kind = self.modalities[name].kind
         if kind == "video":
             return window.video[name.removeprefix("video/")]
+        if kind not in ("state", "action"):
+            raise NotImplementedError(f"windows hold no values of kind {kind!r} yet")
         return window.state if kind == "state" else window.action
 
     def valid(self, window: Window, name: str, part: slice, padded_actions: bool) -> Tensor:

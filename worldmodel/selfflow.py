@@ -251,23 +251,23 @@ class SelfFlow(nn.Module):
 
         u_t, u_s, plain = quantile("t"), quantile("s"), quantile("plain")
         u_s = torch.where(plain < config.plain_share, u_t, u_s)
-        noise_source = generator(self.seed, "noise", step, micro, device=device)
-        mask_source = generator(self.seed, "mask", step, micro)
         student, teacher, noise = Clock({}), Clock({}), {}
         for name, values in wanted.items():
             kind = self.model.modalities[name].kind
             time = config.time.get(kind, TimeConfig())
             ratio = config.mask_ratio.get(kind, 0.0)
             t = time.from_quantile(u_t)
-            noise[name] = torch.randn(values.shape, generator=noise_source, device=device)
-            if ratio == 0:
-                student.levels[name] = teacher.levels[name] = t
-                continue
+            source = generator(self.seed, f"noise/{name}", step, micro, device=device)
+            noise[name] = torch.randn(values.shape, generator=source, device=device)
             s = time.from_quantile(u_s)
+            teacher.levels[name] = torch.minimum(t, s)
+            if ratio == 0:
+                student.levels[name] = t
+                continue
             tokens = values.shape[1] * values.shape[2]
             student.levels[name] = torch.cat([t, s], dim=1)
+            mask_source = generator(self.seed, f"mask/{name}", step, micro)
             student.which[name] = self._mask(batch, tokens, ratio, mask_source).to(device)
-            teacher.levels[name] = torch.minimum(t, s)
         return Draw(noise, student, teacher)
 
     def _mask(self, batch: int, tokens: int, ratio: float, source: torch.Generator) -> Tensor:
@@ -293,7 +293,8 @@ class SelfFlow(nn.Module):
     ) -> Losses:
         """Losses of one micro-batch under a given pattern."""
         config, model = self.config, self.model
-        draws = config.draws.get(chosen.name, 1)
+        # A regression has no noise: further draws would be the same computation again.
+        draws = 1 if config.name == "regression" else config.draws.get(chosen.name, 1)
         given_steps, wanted_steps = model.slices_of(chosen)
         given = self.inputs.patches(window, given_steps)
         target = self.inputs.patches(window, wanted_steps)

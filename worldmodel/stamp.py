@@ -114,7 +114,7 @@ def stamp_of(data: Data, seed: int) -> dict[str, Any]:
             "fps": spec.fps,
         },
     }
-    worlds = [w for root in data.roots if (w := _world(Path(root)))]
+    worlds = [w for root in data.roots if (w := _world(Path(root).expanduser()))]
     if worlds and all(w == worlds[0] for w in worlds):
         facts["environment"] = worlds[0]
     return facts

@@ -3,8 +3,8 @@
 A modality turns values with a step axis into patches ``[B, steps, n, E]`` (`patch`), gives every
 patch a position (`ids`) and turns patches back (`unpatch`); ``unpatch(patch(x)) == x`` exactly.
 Both are parameter-free. Noise and losses live on patches; packed tokens ``[B, L, D]`` exist only
-inside the backbone. A new modality (sampled force or audio, depth, ...) is one class here and one
-line in `MODALITIES`.
+inside the backbone. A new modality (sampled force or audio, depth, ...) is one class here, one line
+in `MODALITIES`, its part in `pattern`, and its values in `types.Window`.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class DataConfig:
     root: Any = None
     keys: KeysConfig = field(default_factory=KeysConfig)
     image_size: Any = 64
-    past: int = 2
+    past: int = 1
     past_stride: int = 1
     future: int = 4
     future_stride: int = 4
