@@ -70,9 +70,10 @@ class ObjectiveConfig:
     prefix: int = 8
     time: dict[str, TimeConfig] = field(
         default_factory=lambda: {
-            "video": TimeConfig(kind="logit_normal"),
-            "state": TimeConfig(),
-            "action": TimeConfig(),
+            # Mostly noise: with few sampling steps, what is decided near time 1 decides the rest.
+            "video": TimeConfig(shift=3.0),
+            "state": TimeConfig(shift=3.0),
+            "action": TimeConfig(shift=3.0),
         }
     )
     loss_weight: dict[str, float] = field(
