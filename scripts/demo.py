@@ -43,12 +43,12 @@ class DemoConfig:
 
     Attributes:
         out: folder of everything that the demo makes.
-        fresh: start over although `out` holds an earlier demo.
+        fresh: start over; null starts over if the demo in `out` has finished, else goes on with it.
         collect, train, evaluate: the stages' own configurations.
     """
 
     out: str = "outputs/demo"
-    fresh: bool = True
+    fresh: bool | None = None
     collect: CollectConfig = field(default_factory=CollectConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -110,7 +110,7 @@ def demo(config: DemoConfig, console: Console) -> dict[str, Any]:
     """Run all stages; returns the report, also written to ``out/report.json``.
 
     Raises:
-        KeyboardInterrupt, InterruptedRunError: stopped; ``fresh=false`` goes on.
+        KeyboardInterrupt, InterruptedRunError: stopped; the same command goes on.
     """
     with PeakMemory() as memory:
         return _demo(config, console, memory)
@@ -166,6 +166,7 @@ def _demo(config: DemoConfig, console: Console, memory: PeakMemory) -> dict[str,
 
 def clear(out: Path) -> None:
     """Remove an earlier demo's stages (never anything else) from `out`."""
+    (out / "report.json").unlink(missing_ok=True)
     for name in ("demonstrations", "train"):
         shutil.rmtree(out / name, ignore_errors=True)
 
@@ -178,13 +179,14 @@ def run(values: DictConfig) -> None:
     try:
         config: Any = OmegaConf.to_object(values)
         out = Path(config.out)
-        if config.fresh:
+        finished = (out / "report.json").is_file()
+        if config.fresh or (config.fresh is None and finished):
             clear(out)
         out.mkdir(parents=True, exist_ok=True)
         report = demo(config, console)
     except (KeyboardInterrupt, InterruptedRunError) as error:
         number = getattr(error, "signal", signal.SIGINT)
-        say(console, "stopped; what is finished is kept. Go on with:", how_to_go_on())
+        say(console, "stopped; what is finished is kept. Go on with:", command())
         sys.exit(128 + number)
     except (*EXPECTED, RenderingUnavailableError, ReplayError) as error:
         say(console, f"[bold red]{type(error).__name__}:[/] {escape(str(error))}")
@@ -197,12 +199,6 @@ def run(values: DictConfig) -> None:
         f"{clock(report['seconds_total'])} in all ({stages}), "
         f"peak memory {report['peak_memory_gb']} GB",
     )
-
-
-def how_to_go_on() -> str:
-    """The command that goes on with this demo."""
-    line = command()
-    return line if "fresh=false" in sys.argv else f"{line} fresh=false"
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -45,7 +46,10 @@ def command() -> str:
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     program = ["-m", spec.name] if spec is not None else [Path(sys.argv[0]).name]
-    return shlex.join(["python", *program, *sys.argv[1:]])
+    python = Path(sys.executable)
+    with contextlib.suppress(ValueError):  # outside the clone: the plain name has to do
+        return shlex.join([str(python.relative_to(Path.cwd())), *program, *sys.argv[1:]])
+    return shlex.join([python.name, *program, *sys.argv[1:]])
 
 
 def git_revision() -> str | None:
