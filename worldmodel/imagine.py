@@ -37,7 +37,7 @@ def imagine(
     actions: Tensor,
     *,
     task: Tensor | None = None,
-    steps: int = 5,
+    steps: int = 2,
     seed: int = 0,
 ) -> Imagined:
     """Roll the world model forward under given actions (the pattern "forward").
