@@ -112,7 +112,9 @@ def test_the_future_follows_from_the_seed_and_the_actions() -> None:
 def test_windows_that_cannot_be_chained_are_refused() -> None:
     unequal = Horizon(past=2, past_stride=1, future=2, future_stride=2, chunk=6)
     with pytest.raises(ValueError, match="past_stride 1 and future_stride 2"):
-        imagine(checkpoint(horizon=unequal), *start())
+        imagine(checkpoint(horizon=unequal), *start(actions=8))
+    one_window = imagine(checkpoint(horizon=unequal), *start(actions=4), steps=1)
+    assert one_window.frames.tolist() == [2, 4]
     blind = Horizon(past=2, past_stride=2, future=0, future_stride=2, chunk=6)
     with pytest.raises(ValueError, match=r"without future frames \(data.future=0\)"):
         imagine(checkpoint(horizon=blind), *start())

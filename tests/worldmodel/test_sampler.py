@@ -85,7 +85,8 @@ def test_more_steps_come_closer_to_the_exact_flow(shift: float) -> None:
         (x,), (t,) = noisy.values(), clock.levels.values()
         t = t[:, :, None, None]
         variance = 0.25 * (1 - t) ** 2 + t**2
-        return Prediction({"action": (t - 0.25 * (1 - t)) / variance * x}, {}, {}, {})
+        velocity = (t - 0.25 * (1 - t)) / variance * x
+        return Prediction({"action": velocity}, {"action": x - t * velocity}, {}, {})
 
     question.model.register_forward_hook(exact)
     time = {"action": TimeConfig(sampling_shift=shift)}
