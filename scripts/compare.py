@@ -112,7 +112,7 @@ def arm_config(config: CompareConfig, arm: Arm, seed: int, out: Path, steps: int
 
 
 def measure_costs(config: CompareConfig, data: Data) -> dict[str, float]:
-    """Median seconds per optimiser step of every arm, interleaved: one step of each in turn."""
+    """Mean seconds a step of every arm, interleaved, without the slowest tenth; see below."""
     arms: dict[str, Any] = {}
     device = torch.device("cpu")
     dtype = choose_dtype(config.train.fit.dtype, device)

@@ -89,6 +89,14 @@ class Clock:
         return levels.gather(1, self.which[name]) if name in self.which else levels
 
 
+def token_times(clock: Clock, name: str, patches: Tensor) -> Tensor:
+    """Times of ``[B, steps, n, E]`` patches, shaped to broadcast with them."""
+    time = clock.per_token(name)
+    if time.shape[1] == 1:
+        return time[:, :, None, None]
+    return time.reshape(*patches.shape[:3], 1)
+
+
 @dataclass
 class Prediction:
     """Attributes:
@@ -288,12 +296,7 @@ class WorldModel(nn.Module):
         x = normalise(x.float())
         for name, values in noisy.items():
             out = self.head[self._keys[name]](x[:, slices[name]]).float().reshape(values.shape)
-            time = clock.per_token(name)
-            time = (
-                time.reshape(*time.shape, 1, 1)
-                if time.shape[1] == 1
-                else time.reshape(*values.shape[:3], 1)
-            )
+            time = token_times(clock, name, values)
             if self.config.prediction == "x":
                 out = out + given.anchors[name] if name in given.anchors else out
                 data[name], velocity[name] = out, velocity_from_data(values, out, time)

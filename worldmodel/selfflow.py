@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .flow import TimeConfig, interpolate, velocity_from_data
 from .inputs import Inputs
-from .model import Clock, Given, Prediction, WorldModel
+from .model import Clock, Given, Prediction, WorldModel, token_times
 from .streams import generator, uniform
 from .tokens import PATTERNS, Pattern, pattern, unused_kinds
 from .types import Losses, Window
@@ -284,7 +284,7 @@ class SelfFlow(nn.Module):
             window: B windows; with future frames where the pattern needs them.
             step: number of the optimiser step, from 0.
             micro: number of the micro-batch in the step.
-            diagnose: also compute what `diagnose` says; costs two teacher passes.
+            diagnose: also compute what `_diagnose` says; costs two teacher passes.
         """
         chosen = self.choose(step, micro)
         return self.losses(window, chosen, step, micro, diagnose)
@@ -429,14 +429,6 @@ class SelfFlow(nn.Module):
     def after_step(self, step: int) -> None:
         """Update the EMA after optimiser step `step` (from 0)."""
         self.ema.update(step + 1)
-
-
-def token_times(clock: Clock, name: str, patches: Tensor) -> Tensor:
-    """Times of ``[B, steps, n, E]`` patches, shaped to broadcast with them."""
-    time = clock.per_token(name)
-    if time.shape[1] == 1:
-        return time[:, :, None, None]
-    return time.reshape(*patches.shape[:3], 1)
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:

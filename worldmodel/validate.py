@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .data import Windows
 from .flow import interpolate, velocity_from_data
-from .model import Clock
-from .selfflow import SelfFlow, masked_mean, token_times
+from .model import Clock, token_times
+from .selfflow import SelfFlow, masked_mean
 from .streams import generator
 from .tokens import pattern
 

@@ -10,7 +10,8 @@ import torch
 
 from tests.worldmodel.models import HORIZON, SPECS, make_model, make_window, randomised
 from worldmodel.flow import TimeConfig, interpolate
-from worldmodel.selfflow import Ema, ObjectiveConfig, SelfFlow, token_times
+from worldmodel.model import token_times
+from worldmodel.selfflow import Ema, ObjectiveConfig, SelfFlow
 from worldmodel.tokens import PATTERNS, pattern
 
 SPEC = SPECS["one camera"]
