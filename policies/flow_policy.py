@@ -20,10 +20,10 @@ from torch import Tensor
 from worldmodel.checkpoint import Checkpoint, open_checkpoint
 from worldmodel.data import resize_frames
 from worldmodel.imagine import imagine
-from worldmodel.sampler import sample
 from worldmodel.tokens import pattern
 from worldmodel.types import Spec
 
+from .chunk_fit import fit_chunk
 from .types import Decision, Observation
 
 
@@ -37,11 +37,19 @@ class PolicyConfig:
         prefix: real-time chunking by a clean prefix: the first `prefix` actions of a new chunk are
             the next, not yet executed ones of the running chunk, given to the model as clean
             tokens. 0 plans afresh.
+        smooth: coefficients of the polynomial that each dimension of a chunk is fitted by (see
+            `policies.chunk_fit`); None takes what the demonstrations needed, 0 fits nothing.
+        history: executed commands that enter the fit of a later chunk; 3 carry over position, speed
+            and acceleration.
+        history_weight: of each of them and of each committed one; a sampled action has 1.
     """
 
     steps: int = 2
     execute: int = 8
     prefix: int = 0
+    smooth: int | None = None
+    history: int = 3
+    history_weight: float = 100.0
 
 
 class FlowPolicy:
@@ -59,7 +67,6 @@ class FlowPolicy:
         self.checkpoint, self.config = checkpoint, config or PolicyConfig()
         self.model, self.inputs = checkpoint.model, checkpoint.inputs
         self.horizon = self.model.horizon
-        self.regression = checkpoint.objective.name == "regression"
         c, chunk = self.config, self.horizon.chunk
         if c.steps < 1:
             raise ValueError(f"sampling needs at least one step, found {c.steps}")
@@ -68,6 +75,13 @@ class FlowPolicy:
                 f"a chunk of {chunk} actions cannot give {c.execute} to execute and {c.prefix} "
                 "committed ones; execute + prefix must be at most that, execute at least 1"
             )
+        if (c.smooth or 0) < 0 or c.history < 0 or c.history_weight <= 0:
+            raise ValueError(
+                f"smooth and history must be at least 0 and history_weight above 0; found "
+                f"smooth={c.smooth}, history={c.history}, history_weight={c.history_weight}"
+            )
+        ranks = self.spec.action_rank if c.smooth is None else [c.smooth] * self.spec.action_dim
+        self.rank = np.array(ranks, np.int64)
         objective = checkpoint.objective
         trained = objective.prefix if objective.patterns.get("act_prefix") else 0
         if c.prefix > min(trained, chunk - 1):
@@ -158,11 +172,42 @@ class FlowPolicy:
             chunk, times = self._predict(video, state, task, noise, committed)
             for name, value in times.items():
                 stages[name] = stages.get(name, 0.0) + value
+            known = None
+            if self._number[group[0]]:
+                executed = min(self.config.history, self.config.execute)
+                steps = self._at[group][:, None] + np.arange(-executed, prefix)
+                known = self._chunk[group[:, None], steps]
+            chunk[:, prefix:] = self.smooth(chunk[:, prefix:], known, state[:, -1])
             self._chunk[group] = chunk
             self._at[group] = 0
             self._number[group] += 1
             start = time.perf_counter()
         return stages
+
+    def smooth(self, new: np.ndarray, known: np.ndarray | None, state: np.ndarray) -> np.ndarray:
+        """Fit sampled actions together with the commands that lead to them.
+
+        Args:
+            new: sampled actions ``[B, n, A]``.
+            known: executed and committed commands before them ``[B, h, A]``, or None for an
+                episode's first chunk: then the arm rests where its joints are measured, and what is
+                not commanded by its own position has no past.
+            state: ``[B, S]`` now, in physical units.
+
+        Returns:
+            ``[B, n, A]``; see `policies.chunk_fit`.
+        """
+        weight, rank = self.config.history_weight, self.rank
+        if not rank.any():
+            return new
+        if known is not None:
+            return fit_chunk(new, known, rank, weight)
+        where = np.array(self.spec.action_targets or [-1] * self.spec.action_dim)
+        own = where >= 0
+        rest = np.where(own, state[:, where], 0) if own.any() else np.zeros_like(new[:, 0])
+        rest = rest[:, None].repeat(self.config.history, axis=1)
+        new = fit_chunk(new, rest, np.where(own, rank, 0), weight)
+        return fit_chunk(new, rest[:, :0], np.where(own, 0, rank), weight)
 
     def _observe(self, slots: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Past frames ``[B, P, H, W, C]`` and states ``[B, P, S]``; early on, the first repeats."""
@@ -277,18 +322,13 @@ class FlowPolicy:
         given = {n: self.inputs.normalize(n, values[n]) for n in given_steps}
         index = [self._task_index(t) for t in task] if task else [-1] * len(state)
         start = torch.from_numpy(noise[:, depth:, None]).to(device)
-        steps = self.config.steps
-        if self.regression:
-            start, steps = torch.zeros_like(start), 1
         mark = time.perf_counter()
-        patches = sample(
-            self.model,
+        patches = self.checkpoint.sample(
             question,
             given,
             torch.tensor(index, device=device),
             {"action": start},
-            steps,
-            self.checkpoint.objective.time,
+            self.config.steps,
         )["action"]
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldmodel.checkpoint import Checkpoint
 from worldmodel.data import Windows
-from worldmodel.sampler import sample
+from worldmodel.sampler import draw_noise
 from worldmodel.tokens import pattern
 
 MOVING = 16  # grey levels by which a pixel must differ from the last given frame to count as moving
@@ -138,16 +138,10 @@ def _answer(
     """The model's answer to a pattern, in physical units (frames uint8)."""
     model, inputs = checkpoint.model, checkpoint.inputs
     asked = pattern(question, model.horizon)
-    given_steps, wanted_steps = model.slices_of(asked)
+    given_steps, _ = model.slices_of(asked)
     given = inputs.patches(window, given_steps)
-    noise = {}
-    for name, part in wanted_steps.items():
-        m = model.modalities[name]
-        count = len(model.horizon.times(m.axis)[part])
-        noise[name] = torch.randn(len(window.task), count, m.per_step, m.width, generator=rng)
-    if checkpoint.objective.name == "regression":
-        noise, steps = {n: torch.zeros_like(v) for n, v in noise.items()}, 1
-    out = sample(model, asked, given, window.task, noise, steps, checkpoint.objective.time)
+    noise = draw_noise(model, asked, len(window.task), rng)
+    out = checkpoint.sample(asked, given, window.task, noise, steps)
     return {n: inputs.denormalize(n, v) for n, v in out.items()}
 
 

@@ -10,6 +10,7 @@ writes ``report.json``, ``report.html`` and ``report.png`` into ``out``, with ``
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ class EvaluateConfig:
         purpose: "reported" or "sweep" (see `policies.evaluation.episode_seeds`).
         out: folder for the report.
         steps: sampling steps per chunk.
-        execute, prefix: see `policies.flow_policy.PolicyConfig`.
+        execute, prefix, smooth, history, history_weight: see `policies.flow_policy.PolicyConfig`.
         num_envs: episodes side by side.
         device: of the policy: "auto", "cpu", "cuda", ...
         floors: also evaluate random actions and holding still.
@@ -104,6 +105,9 @@ class EvaluateConfig:
     steps: int = 2
     execute: int = 8
     prefix: int = 0
+    smooth: int | None = None
+    history: int = 3
+    history_weight: float = 100.0
     num_envs: int = 16
     device: str = "auto"
     floors: bool = True
@@ -512,7 +516,9 @@ def main(config: DictConfig) -> None:
     try:
         settings = cast(EvaluateConfig, OmegaConf.to_object(config))
         envs.find(settings.env)
-        acting = PolicyConfig(settings.steps, settings.execute, settings.prefix)
+        acting = PolicyConfig(
+            **{f.name: getattr(settings, f.name) for f in dataclasses.fields(PolicyConfig)}
+        )
         device = str(choose_device(settings.device))
         policy = FlowPolicy.from_checkpoint(settings.checkpoint, acting, device)
         out = Path(settings.out)

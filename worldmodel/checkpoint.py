@@ -34,9 +34,10 @@ from torch import Tensor, nn
 
 from .flow import TimeConfig
 from .inputs import Inputs
-from .model import ModelConfig, WorldModel
+from .model import ModelConfig, Patches, WorldModel
+from .sampler import sample
 from .selfflow import ObjectiveConfig
-from .tokens import Horizon
+from .tokens import Horizon, Pattern
 from .types import Spec
 
 FORMAT = 1
@@ -69,6 +70,13 @@ class Checkpoint:
     @property
     def spec(self) -> Spec:
         return self.model.spec
+
+    def sample(
+        self, asked: Pattern, given: Patches, task: Tensor, noise: Patches, steps: int
+    ) -> dict[str, Tensor]:
+        """`worldmodel.sampler.sample`, the way this model was trained; tensors on its device."""
+        regression = self.objective.name == "regression"
+        return sample(self.model, asked, given, task, noise, steps, self.objective.time, regression)
 
 
 # --- finding -------------------------------------------------------------------------------------

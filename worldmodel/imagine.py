@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .sampler import sample
+from .sampler import draw_noise
 from .streams import generator
 from .tokens import pattern
 
@@ -81,8 +81,6 @@ def imagine(
             f"a window imagines {span} frames but is given {horizon.chunk} actions (data.chunk); "
             "train with data.chunk >= data.future * data.future_stride to imagine"
         )
-    regression = checkpoint.objective.name == "regression"
-    steps = 1 if regression else steps
     task = torch.full((batch,), -1, device=device) if task is None else task.to(device)
     question = pattern("forward", horizon)
     given_steps, wanted_steps = model.slices_of(question)
@@ -95,22 +93,9 @@ def imagine(
         at = torch.arange(start, start + horizon.chunk, device=device).clamp(max=total - 1)
         values = past | {"action": actions[:, at]}
         given = {n: inputs.normalize(n, values[n]) for n in given_steps}
-        noise = {}
-        for n, part in wanted_steps.items():
-            m = model.modalities[n]
-            count = len(horizon.times(m.axis)[part])
-            source = generator(seed, "imagine", number)
-            start_at = torch.randn(batch, count, m.per_step, m.width, generator=source)
-            noise[n] = (start_at * (not regression)).to(device)
-        patches = sample(
-            model,
-            question,
-            given,
-            task,
-            noise,
-            1 if regression else steps,
-            checkpoint.objective.time,
-        )
+        noise = draw_noise(model, question, batch, generator(seed, "imagine", number))
+        noise = {n: v.to(device) for n, v in noise.items()}
+        patches = checkpoint.sample(question, given, task, noise, steps)
         future = {n: inputs.denormalize(n, v) for n, v in patches.items()}
         for n, v in future.items():
             parts[n].append(v)

@@ -12,6 +12,19 @@ from .model import Clock, Given, Patches, WorldModel
 from .tokens import Pattern
 
 
+def draw_noise(
+    model: WorldModel, pattern: Pattern, batch: int, source: torch.Generator
+) -> dict[str, Tensor]:
+    """Where sampling starts: modality name -> ``[batch, steps, n, E]`` from N(0, I), on the CPU."""
+    _, wanted = model.slices_of(pattern)
+    noise = {}
+    for name, part in wanted.items():
+        m = model.modalities[name]
+        steps = len(model.horizon.times(m.axis)[part])
+        noise[name] = torch.randn(batch, steps, m.per_step, m.width, generator=source)
+    return noise
+
+
 @torch.no_grad()
 def sample(
     model: WorldModel,
@@ -21,6 +34,7 @@ def sample(
     noise: Patches,
     steps: int,
     time: Mapping[str, TimeConfig] | None = None,
+    regression: bool = False,
     cache: bool = True,
 ) -> dict[str, Tensor]:
     """Integrate the velocity from noise (time 1) to data (time 0) by Euler steps.
@@ -36,6 +50,7 @@ def sample(
         noise: modality name -> start of the wanted patches, ``[B, steps, n, E]``.
         steps: number of Euler steps.
         time: per modality kind, for the sampling shift.
+        regression: the model answers at once: zeros instead of `noise`, and one step.
         cache: encode the given tokens once (default) or at every step; the result is the same.
 
     Returns:
@@ -49,6 +64,8 @@ def sample(
             f"pattern {pattern.name!r} is given {sorted(given_steps)} and wants "
             f"{sorted(wanted_steps)}; found {sorted(given)} and {sorted(noise)}"
         )
+    if regression:
+        noise, steps = {n: torch.zeros_like(v) for n, v in noise.items()}, 1
     grids = {
         name: (time or {}).get(model.modalities[name].kind, TimeConfig()).grid(steps).to(x.device)
         for name, x in noise.items()

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from .flow import TimeConfig, interpolate, velocity_from_data
 from .inputs import Inputs
-from .model import Clock, Given, Prediction, WorldModel, token_times
+from .model import Clock, Prediction, WorldModel, token_times
 from .streams import generator, uniform
-from .tokens import PATTERNS, Pattern, pattern, unused_kinds
+from .tokens import PATTERNS, Pattern, pattern, unknown_kinds
 from .types import Losses, Window
 
 OBJECTIVES = ("flow", "dts", "selfflow", "regression")
 MASKS = ("iid", "block")
+TEACHER_TIMES = ("min", "clean")
 
 
 @dataclass
@@ -44,10 +45,12 @@ class ObjectiveConfig:
         prefix: largest committed prefix of "act_prefix"; its length is drawn from 1 to this.
         time: p(t) per modality kind.
         loss_weight: weight of each modality kind's velocity loss.
-        padded_actions: learn to stay put after the episode's end (for absolute actions).
+        padded_actions: learn to stay put after the episode's end (never with delta actions).
         mask_ratio: share of masked tokens per modality kind.
         mask_shape: "iid" tokens or "block" (contiguous runs of `mask_block` tokens).
         plain_share: share of samples with a single time, as they occur in sampling.
+        teacher_time: when the teacher sees a sample's wanted tokens: "min" of its two times (the
+            paper), or "clean" (time 0, the data itself).
         feature_weight: gamma of the feature loss; 0 skips the teacher.
         feature_warmup: steps over which gamma rises linearly from 0.
         student_depth, teacher_depth: where features are taken, as shares of the depth.
@@ -86,6 +89,7 @@ class ObjectiveConfig:
     mask_shape: str = "iid"
     mask_block: int = 4
     plain_share: float = 0.25
+    teacher_time: str = "min"
     feature_weight: float = 0.8
     feature_warmup: int = 0
     student_depth: float = 0.3
@@ -98,6 +102,10 @@ class ObjectiveConfig:
             raise ValueError(f"unknown objective {self.name!r}; there are {list(OBJECTIVES)}")
         if self.mask_shape not in MASKS:
             raise ValueError(f"unknown mask_shape {self.mask_shape!r}; there are {list(MASKS)}")
+        if self.teacher_time not in TEACHER_TIMES:
+            raise ValueError(
+                f"unknown teacher_time {self.teacher_time!r}; there are {list(TEACHER_TIMES)}"
+            )
         if unknown := sorted((set(self.patterns) | set(self.draws)) - set(PATTERNS)):
             raise ValueError(f"unknown patterns {unknown}; there are {list(PATTERNS)}")
         if min(self.patterns.values()) < 0 or sum(self.patterns.values()) <= 0:
@@ -168,6 +176,40 @@ class Draw:
     teacher: Clock
 
 
+@dataclass
+class Question:
+    """A micro-batch under a pattern, as the student and the teacher are asked it.
+
+    With R noise draws per observation, what is wanted has ``B * R`` rows, R in a row for each.
+
+    Attributes:
+        pattern: which steps are given and wanted.
+        given, given_steps: modality name -> clean patches ``[B, steps, n, E]``, and which steps.
+        target, wanted_steps: the same, ``[B * R, steps, n, E]``, of what is wanted.
+        valid: modality name -> bool ``[B * R, steps]``: which wanted steps carry a loss.
+        task: int64 ``[B]``, after dropout.
+        draws: R.
+        draw: noise and times of the wanted patches.
+    """
+
+    pattern: Pattern
+    given: dict[str, Tensor]
+    given_steps: dict[str, slice]
+    wanted_steps: dict[str, slice]
+    target: dict[str, Tensor]
+    valid: dict[str, Tensor]
+    task: Tensor
+    draws: int
+    draw: Draw
+
+    def noisy(self, clock: Clock) -> dict[str, Tensor]:
+        """The wanted patches at the times of a clock."""
+        return {
+            n: interpolate(v, self.draw.noise[n], token_times(clock, n, v))
+            for n, v in self.target.items()
+        }
+
+
 class SelfFlow(nn.Module):
     """The objective: windows in, losses out.
 
@@ -184,12 +226,14 @@ class SelfFlow(nn.Module):
         super().__init__()
         self.source = config  # as configured: what checkpoints store
         self.config = config.effective()
+        if model.spec.action_kind == "delta":  # repeating the last change is not staying put
+            self.config.padded_actions = False
         self.seed = seed
         self.model = model
         self.ema = Ema(model, config.ema)
         self.inputs = Inputs(model.spec, model.modalities, model.config.normalization)
         kinds = (*config.time, *config.loss_weight, *config.mask_ratio, *config.feature_kinds)
-        if unknown := unused_kinds(list(model.modalities.values()), kinds):
+        if unknown := unknown_kinds(kinds):
             raise ValueError(f"unknown modality kinds {unknown} in the objective's settings")
         depth = model.size.depth
         self.student_layer = max(1, round(depth * config.student_depth))
@@ -261,7 +305,9 @@ class SelfFlow(nn.Module):
             source = generator(self.seed, f"noise/{name}", step, micro, device=device)
             noise[name] = torch.randn(values.shape, generator=source, device=device)
             s = time.from_quantile(u_s)
-            teacher.levels[name] = torch.minimum(t, s)
+            cleaner = torch.minimum(t, s)
+            clean = config.teacher_time == "clean"
+            teacher.levels[name] = torch.zeros_like(cleaner) if clean else cleaner
             if ratio == 0:
                 student.levels[name] = t
                 continue
@@ -277,85 +323,103 @@ class SelfFlow(nn.Module):
         runs = torch.rand(batch, -(-tokens // block), generator=source) < ratio
         return runs.repeat_interleave(block, dim=1)[:, :tokens].long()
 
-    def forward(self, window: Window, step: int, micro: int = 0, diagnose: bool = False) -> Losses:
-        """Losses of one micro-batch.
+    def ask(self, window: Window, chosen: Pattern, step: int, micro: int = 0) -> Question:
+        """A micro-batch under a pattern: what is given, what is wanted, and all its random draws.
 
         Args:
             window: B windows; with future frames where the pattern needs them.
             step: number of the optimiser step, from 0.
             micro: number of the micro-batch in the step.
-            diagnose: also compute what `_diagnose` says; costs two teacher passes.
         """
-        chosen = self.choose(step, micro)
-        return self.losses(window, chosen, step, micro, diagnose)
-
-    def losses(
-        self, window: Window, chosen: Pattern, step: int, micro: int = 0, diagnose: bool = False
-    ) -> Losses:
-        """Losses of one micro-batch under a given pattern."""
         config, model = self.config, self.model
         # A regression has no noise: further draws would be the same computation again.
         draws = 1 if config.name == "regression" else config.draws.get(chosen.name, 1)
         given_steps, wanted_steps = model.slices_of(chosen)
-        given = self.inputs.patches(window, given_steps)
         target = self.inputs.patches(window, wanted_steps)
         target = {n: v.repeat_interleave(draws, 0) for n, v in target.items()}
         valid = {
             n: self.inputs.valid(window, n, part, config.padded_actions).repeat_interleave(draws, 0)
             for n, part in wanted_steps.items()
         }
-        drop = torch.rand(len(window.task), generator=generator(self.seed, "task", step, micro)).to(
-            self.device
+        source = generator(self.seed, "task", step, micro)
+        drop = torch.rand(len(window.task), generator=source).to(self.device)
+        return Question(
+            pattern=chosen,
+            given=self.inputs.patches(window, given_steps),
+            given_steps=given_steps,
+            wanted_steps=wanted_steps,
+            target=target,
+            valid=valid,
+            task=torch.where(drop < model.config.task_dropout, -1, window.task),
+            draws=draws,
+            draw=self.draw(target, step, micro),
         )
-        task = torch.where(drop < model.config.task_dropout, -1, window.task)
-        draw = self.draw(target, step, micro)
-        noisy, aim = {}, {}
-        for name, data in target.items():
-            time = token_times(draw.clock, name, data)
-            noisy[name] = interpolate(data, draw.noise[name], time)
-            aim[name] = velocity_from_data(noisy[name], data, time)
 
+    def forward(self, window: Window, step: int, micro: int = 0) -> Losses:
+        """Losses of one micro-batch under the pattern that is its turn."""
+        return self.losses(window, self.choose(step, micro), step, micro)
+
+    def losses(
+        self,
+        window: Window,
+        chosen: Pattern,
+        step: int,
+        micro: int = 0,
+        gradient_shares: bool = False,
+    ) -> Losses:
+        """Losses of one micro-batch under a given pattern.
+
+        Args:
+            window, step, micro: see `ask`.
+            gradient_shares: also log what share of the gradient norm of the last block each
+                modality's weighted loss has, and how many of its tokens counted.
+        """
+        config, model = self.config, self.model
+        asked = self.ask(window, chosen, step, micro)
+        clock = asked.draw.clock
+        noisy = asked.noisy(clock)
         use_teacher = config.feature_weight > 0
         layers = (self.student_layer,) if use_teacher else ()
-        encoded = model.encode(given, given_steps, task).repeat(draws)
-        out = model(noisy, wanted_steps, draw.clock, encoded, layers)
+        encoded = model.encode(asked.given, asked.given_steps, asked.task).repeat(asked.draws)
+        out = model(noisy, asked.wanted_steps, clock, encoded, layers)
         logs: dict[str, Tensor | float] = {}
-        total = torch.zeros((), device=self.device)
-        for name, velocity in out.velocity.items():
-            error = (velocity - aim[name]).square().mean(dim=(2, 3))
-            loss = masked_mean(error, valid[name])
-            weight = config.loss_weight.get(model.modalities[name].kind, 1.0)
-            total = total + weight * loss
+        weighted: dict[str, Tensor] = {}
+        for name, data in asked.target.items():
+            aim = velocity_from_data(noisy[name], data, token_times(clock, name, data))
+            error = (out.velocity[name] - aim).square().mean(dim=(2, 3))
+            loss = masked_mean(error, asked.valid[name])
+            weighted[name] = config.loss_weight.get(model.modalities[name].kind, 1.0) * loss
             logs[f"{chosen.name}/{name}/loss"] = loss.detach()
+        total = torch.zeros((), device=self.device)
+        for loss in weighted.values():
+            total = total + loss
         if use_teacher:
-            features = self._teach(target, draw, given, given_steps, wanted_steps, task, draws)
-            loss = self._feature_loss(out, features, valid, logs, chosen.name)
+            loss = self._feature_loss(out, self.teach(asked, asked.draw.teacher), asked, logs)
             gamma = config.feature_weight
             if config.feature_warmup:
                 gamma *= min(1.0, (step + 1) / config.feature_warmup)
             total = total + gamma * loss
-        if diagnose:
-            logs |= self._diagnose(
-                chosen, target, draw, given, given_steps, wanted_steps, task, draws, out, aim, valid
-            )
+        if gradient_shares:
+            logs |= self._gradient_shares(weighted, asked)
         logs[f"{chosen.name}/loss"] = total.detach()
         return Losses(total, logs)
 
     @torch.no_grad()
-    def _teach(
-        self, target, draw: Draw, given, given_steps, wanted_steps, task, draws, clock=None
-    ) -> Prediction:
-        """Teacher features at `clock` (default: every token at min(t, s)), same noise."""
-        teacher, clock = self.ema.model, clock or draw.teacher
-        noisy = {
-            n: interpolate(v, draw.noise[n], token_times(clock, n, v)) for n, v in target.items()
-        }
-        stop = self.teacher_layer
-        encoded: Given = teacher.encode(given, given_steps, task, until=stop).repeat(draws)
-        return teacher(noisy, wanted_steps, clock, encoded, layers=(stop,), until=stop)
+    def teach(self, asked: Question, clock: Clock) -> Prediction:
+        """The teacher's features with every wanted token at the times of `clock`, same noise."""
+        teacher, stop = self.ema.model, self.teacher_layer
+        encoded = teacher.encode(asked.given, asked.given_steps, asked.task, until=stop)
+        return teacher(
+            asked.noisy(clock),
+            asked.wanted_steps,
+            clock,
+            encoded.repeat(asked.draws),
+            layers=(stop,),
+            until=stop,
+        )
 
     def _feature_loss(
-        self, student: Prediction, teacher: Prediction, valid, logs, name: str
+        self, student: Prediction, teacher: Prediction, asked: Question, logs: dict
     ) -> Tensor:
         """Mean over modalities of the mean over tokens of 1 - cosine, in fp32."""
         assert self.head is not None, "no feature head at feature_weight 0"
@@ -363,67 +427,30 @@ class SelfFlow(nn.Module):
         aim = teacher.features[self.teacher_layer].float()
         distance = 1 - F.cosine_similarity(projected, aim, dim=-1)
         losses = []
-        for modality, part in student.slices.items():
-            if self.model.modalities[modality].kind not in self.config.feature_kinds:
+        for name, part in student.slices.items():
+            modality = self.model.modalities[name]
+            if modality.kind not in self.config.feature_kinds:
                 continue
-            ok = valid[modality].repeat_interleave(self.model.modalities[modality].per_step, dim=1)
+            ok = asked.valid[name].repeat_interleave(modality.per_step, dim=1)
             losses.append(masked_mean(distance[:, part], ok))
-            logs[f"{name}/{modality}/feature_loss"] = losses[-1].detach()
+            logs[f"{asked.pattern.name}/{name}/feature_loss"] = losses[-1].detach()
         if not losses:
             return torch.zeros((), device=self.device)
         return torch.stack(losses).mean()
 
-    def _diagnose(
-        self, chosen, target, draw, given, given_steps, wanted_steps, task, draws, out, aim, valid
-    ) -> dict[str, Tensor | float]:
-        """Per modality: is there anything to learn from the teacher, and who moves the trunk?
-
-        - ``asymmetry``: median cosine between teacher features at tau and at min(t, s), over
-          tokens whose time differs; above 0.97 there is no signal;
-        - ``centred``: the same after subtracting the mean feature, since a few large shared
-          channels inflate the raw value;
-        - ``gap_slope``: slope of 1 - cosine against the time gap ``tau - min(t, s)``;
-        - ``gradient_share``: share of each modality's weighted loss in the gradient norm of the
-          last block.
-        """
-        logs: dict[str, Tensor | float] = {}
-        prefix = chosen.name
-        if draw.clock.which:
-            arguments = (target, draw, given, given_steps, wanted_steps, task, draws)
-            cleaner = self._teach(*arguments).features[self.teacher_layer].float()
-            own = self._teach(*arguments, clock=draw.clock)
-            noisier = own.features[self.teacher_layer].float()
-            for name, part in own.slices.items():
-                if name not in draw.clock.which:
-                    continue
-                a, b = cleaner[:, part], noisier[:, part]
-                gap = draw.clock.per_token(name) - draw.teacher.levels[name]
-                differs = gap > 1e-3
-                if not differs.any():
-                    continue
-                cosine = F.cosine_similarity(a, b, dim=-1)
-                mean = a.flatten(0, 1).mean(0)
-                centred = F.cosine_similarity(a - mean, b - mean, dim=-1)
-                g, d = gap[differs], 1 - cosine[differs]
-                spread = (g - g.mean()).square().mean().clamp_min(1e-8)
-                logs[f"{prefix}/{name}/asymmetry"] = cosine[differs].median()
-                logs[f"{prefix}/{name}/centred"] = centred[differs].median()
-                logs[f"{prefix}/{name}/gap_slope"] = ((g - g.mean()) * d).mean() / spread
+    def _gradient_shares(self, weighted: dict[str, Tensor], asked: Question) -> dict[str, float]:
+        """See `losses`."""
         shared = list(self.model.backbone.blocks[-1].parameters())
         norms = {}
-        for name, velocity in out.velocity.items():
-            weight = self.config.loss_weight.get(self.model.modalities[name].kind, 1.0)
-            loss = weight * masked_mean(
-                (velocity - aim[name]).square().mean(dim=(2, 3)), valid[name]
-            )
+        for name, loss in weighted.items():
             grads = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
             norms[name] = math.sqrt(sum(float(g.square().sum()) for g in grads if g is not None))
         total = sum(norms.values()) or 1.0
+        logs = {}
         for name, norm in norms.items():
-            logs[f"{prefix}/{name}/gradient_share"] = norm / total
-            logs[f"{prefix}/{name}/tokens"] = float(valid[name].sum()) * (
-                self.model.modalities[name].per_step
-            )
+            prefix, per_step = f"{asked.pattern.name}/{name}", self.model.modalities[name].per_step
+            logs[f"{prefix}/gradient_share"] = norm / total
+            logs[f"{prefix}/tokens"] = float(asked.valid[name].sum()) * per_step
         return logs
 
     def after_step(self, step: int) -> None:

@@ -241,6 +241,6 @@ def pattern(name: str, horizon: Horizon, prefix: int = 1) -> Pattern:
     return Pattern(name, seen, {"action": chunk, "video": later, "state": later})
 
 
-def unused_kinds(modalities: Sequence[Modality], kinds: Sequence[str]) -> list[str]:
-    """Those of `kinds` that no modality has, to catch typos in per-kind settings."""
-    return sorted(set(kinds) - set(MODALITIES) - {m.kind for m in modalities})
+def unknown_kinds(kinds: Sequence[str]) -> list[str]:
+    """Those of `kinds` that are no key of `MODALITIES`, to catch typos in per-kind settings."""
+    return sorted(set(kinds) - set(MODALITIES))

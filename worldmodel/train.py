@@ -28,8 +28,10 @@ from torch import Tensor, nn
 from . import checkpoint
 from .data import Order, Windows
 from .data.errors import did_you_mean
+from .diagnostics import teacher_signal
 from .progress import TrainProgress
 from .selfflow import SelfFlow
+from .tokens import pattern
 from .validate import validate
 
 OPTIMIZERS = ("adamw", "muon")
@@ -354,6 +356,13 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = group["base_lr"] * scale
             diagnose = bool(config.diagnose_every) and step % config.diagnose_every == 0
+            if diagnose:
+                for name in objective.shares:
+                    horizon = objective.model.horizon
+                    asked = pattern(name, horizon, min(1, horizon.chunk - 1))
+                    window = train.batch(order.batch(step * config.accumulate)).to(device)
+                    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                        metrics.add({**teacher_signal(objective, window, asked, step)})
             patterns = []
             for micro in range(config.accumulate):
                 chosen = objective.choose(step, micro)
@@ -472,14 +481,16 @@ def require_same_run(
     # Not the roots, as the same data may have moved; the hash of the statistics says least: last.
     names = ["fingerprint", "train_episodes", "validation_episodes"]
     pairs += [(k, data_then.get(k), data_now.get(k)) for k in (f"dataset.{n}" for n in names)]
+    # What was measured on the data follows from the data, which is compared, and the window.
+    measured: dict[str, Any] = {"stats": None, "action_rank": None}
     for prefix, key, values in (
-        ("the data's ", "spec", model.spec.to_dict() | {"stats": None}),
+        ("the data's ", "spec", model.spec.to_dict() | measured),
         ("data.", "window", asdict(model.horizon)),
         ("model.", "model", asdict(model.config)),
         ("objective.", "objective", asdict(objective.source)),
     ):
         now = _flat(prefix, json.loads(json.dumps(values)))  # as reading it back would give it
-        then = _flat(prefix, before[key] | ({"stats": None} if key == "spec" else {}))
+        then = _flat(prefix, before[key] | (measured if key == "spec" else {}))
         pairs += [(k, then.get(k), now.get(k)) for k in sorted({*then, *now})]
     key = "dataset.statistics"
     pairs.append((key, data_then.get(key), data_now.get(key)))

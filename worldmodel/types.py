@@ -46,7 +46,11 @@ class Spec:
         stats: ``{"state"|"action": {statistic: [float, ...]}}`` of the training split, the
             statistics being those of `STATISTICS`.
         robot_type: the dataset's robot type, or "".
-        action_kind: "absolute" or "delta", as far as it is known, else "unknown".
+        action_kind: "absolute" (targets in the units of the state), "delta", or "unknown".
+        action_targets: per action dimension, the index of the state dimension that it is a target
+            for, -1 for none; empty where it was not found out.
+        action_rank: per action dimension, how many coefficients a polynomial needs to follow its
+            chunks; 0 where none does, empty where it was not measured.
     """
 
     cameras: tuple[str, ...]
@@ -58,6 +62,8 @@ class Spec:
     stats: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     robot_type: str = ""
     action_kind: str = "unknown"
+    action_targets: tuple[int, ...] = ()
+    action_rank: tuple[int, ...] = ()
 
     @property
     def state_dim(self) -> int:
@@ -77,7 +83,7 @@ class Spec:
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown fields in a spec: {unknown}; it has {sorted(known)}")
-        tuples = ("cameras", "image_size", "state_names", "action_names", "tasks")
+        tuples = {f.name for f in dataclasses.fields(cls) if str(f.type).startswith("tuple")}
         fields: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in values.items()}
         return cls(**fields)
 

@@ -14,7 +14,7 @@ from .streams import generator
 from .tokens import pattern
 
 TIMES = (0.2, 0.5, 0.8)
-QUESTIONS = ("act", "forward", "inverse")
+PREFIX = 4  # committed actions in the pattern "act_prefix", where chunks are long enough
 
 
 @torch.no_grad()
@@ -38,10 +38,9 @@ def validate(
     window = windows.batch(np.unique(indices)).to(device)
     regression = config.name == "regression"
     logs: dict[str, float] = {}
-    for name in QUESTIONS:
-        if name not in objective.shares:
-            continue
-        given_steps, wanted_steps = model.slices_of(pattern(name, model.horizon))
+    prefix = min(PREFIX, model.horizon.chunk - 1)
+    for name in objective.shares:
+        given_steps, wanted_steps = model.slices_of(pattern(name, model.horizon, prefix))
         given = objective.inputs.patches(window, given_steps)
         target = objective.inputs.patches(window, wanted_steps)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

@@ -71,6 +71,7 @@ class SelfflowPolicy(PreTrainedPolicy):
         span = (self.horizon.past - 1) * self.horizon.past_stride + 1
         self._seen: deque[dict[str, np.ndarray]] = deque(maxlen=span)
         self._waiting: deque[Tensor] = deque()
+        self._done: deque[np.ndarray] = deque(maxlen=self.flow.config.history)
         self._episode += 1
         self._chunk = 0
 
@@ -81,12 +82,18 @@ class SelfflowPolicy(PreTrainedPolicy):
         """
         self._see(batch)
         if not self._waiting:
-            chunk = self._sample(batch, **kwargs)
+            known = np.stack(self._done, axis=1) if self._done else None
+            chunk = self._sample(batch, known, **kwargs)
             self._waiting.extend(chunk[:, : self.config.n_action_steps].unbind(1))
-        return self._waiting.popleft()
+        action = self._waiting.popleft()
+        self._done.append(action.cpu().numpy())
+        return action
 
     def predict_action_chunk(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
         """A whole chunk ``[B, K, A]``; the first action is for now.
+
+        Which commands were executed before is not known here, so that later chunks of an episode
+        are smooth within, but not joined to the one before, as those of `select_action` are.
 
         The observation is taken for the one that follows those of earlier calls, so the past frames
         are right if this is called every control step.
@@ -96,7 +103,9 @@ class SelfflowPolicy(PreTrainedPolicy):
             **kwargs: ``noise`` float32 ``[B, K, A]`` to start from.
         """
         self._see(batch)
-        return self._sample(batch, **kwargs)
+        rows = len(self._seen[-1][STATE])
+        known = np.zeros((rows, 0, self.spec.action_dim), np.float32) if self._chunk else None
+        return self._sample(batch, known, **kwargs)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict | None]:
         """Refused: training needs future frames, the teacher and the patterns of `worldmodel`."""
@@ -135,7 +144,9 @@ class SelfflowPolicy(PreTrainedPolicy):
             )
         return value
 
-    def _sample(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Tensor:
+    def _sample(
+        self, batch: Mapping[str, Any], known: np.ndarray | None, noise: Tensor | None = None
+    ) -> Tensor:
         past, stride = self.horizon.past, self.horizon.past_stride
         # At the start of an episode its first observation stands in for those before it.
         seen = [self._seen[max(0, len(self._seen) - 1 - k * stride)] for k in range(past)][::-1]
@@ -151,6 +162,7 @@ class SelfflowPolicy(PreTrainedPolicy):
         self.inputs.to(device)  # no submodule, so `policy.to(device)` has not moved it
         task = self._tasks(batch.get("task"), len(state))
         chunk = self.flow.predict_action_chunk(stacked, state, task, start)
+        chunk = self.flow.smooth(chunk, known, state[:, -1])
         return torch.from_numpy(chunk).to(device)
 
     def _tasks(self, texts: str | list[str] | None, rows: int) -> list[str] | None:

@@ -7,7 +7,7 @@ import torch
 
 from tests.worldmodel.models import SPECS, make_checkpoint, make_model
 from worldmodel.imagine import imagine
-from worldmodel.sampler import sample
+from worldmodel.sampler import draw_noise, sample
 from worldmodel.streams import generator
 from worldmodel.tokens import Horizon, pattern
 
@@ -60,11 +60,7 @@ def test_one_window_is_what_the_sampler_gives() -> None:
     question = pattern("forward", HORIZON)
     values = {"video/front": video["front"], "state": state, "action": actions}
     given = {n: opened.inputs.normalize(n, v) for n, v in values.items()}
-    noise = {
-        n: torch.randn(2, 2, m.per_step, m.width, generator=generator(5, "imagine", 0))
-        for n, m in opened.model.modalities.items()
-        if n != "action"
-    }
+    noise = draw_noise(opened.model, question, 2, generator(5, "imagine", 0))
     out = sample(opened.model, question, given, task, noise, 3, opened.objective.time)
     frames = opened.inputs.denormalize("video/front", out["video/front"])
     assert torch.equal(found.video["front"][:, :2], frames)

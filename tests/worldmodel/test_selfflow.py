@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from tests.worldmodel.models import HORIZON, SPECS, make_model, make_window, randomised
+from worldmodel.diagnostics import teacher_signal
 from worldmodel.flow import TimeConfig, interpolate
 from worldmodel.model import token_times
 from worldmodel.selfflow import Ema, ObjectiveConfig, SelfFlow
-from worldmodel.tokens import PATTERNS, pattern
+from worldmodel.tokens import pattern
 
 SPEC = SPECS["one camera"]
 NONE = {"video": 0.0, "state": 0.0, "action": 0.0}
@@ -267,18 +268,33 @@ def test_frames_outside_the_episode_carry_no_loss() -> None:
 
 @pytest.mark.parametrize("robot", SPECS)
 def test_every_pattern_can_be_learned_and_diagnosed(robot: str) -> None:
-    objective = make(spec=SPECS[robot])
-    for name in PATTERNS:
-        if name not in objective.shares:
-            continue
-        losses = objective.losses(
-            make_window(SPECS[robot]), pattern(name, HORIZON), 0, diagnose=True
-        )
+    objective, window = make(spec=SPECS[robot], plain_share=0.0), make_window(SPECS[robot])
+    for name in objective.shares:
+        asked = pattern(name, HORIZON)
+        losses = objective.losses(window, asked, 0, gradient_shares=True)
         assert losses.total.isfinite()
         shares = [v for k, v in losses.logs.items() if k.endswith("gradient_share")]
         assert sum(shares) == pytest.approx(1)
-        wanted = {m for m in objective.model.modalities if f"{name}/{m}/loss" in losses.logs}
-        assert all(f"{name}/{m}/asymmetry" in losses.logs for m in wanted)
+        signal = teacher_signal(objective, window, asked, 0)
+        for m in objective.model.slices_of(asked)[1]:
+            assert f"{name}/{m}/loss" in losses.logs
+            assert -1 <= signal[f"{name}/{m}/asymmetry"] <= 1
+            assert any(k.startswith(f"{name}/{m}/distance/") for k in signal)
+
+
+def test_equal_views_show_no_teacher_signal_and_others_do() -> None:
+    window, asked = make_window(SPEC), pattern("joint", HORIZON)
+    plain = make(plain_share=1.0)
+    assert teacher_signal(plain, window, asked, 0) == {}  # both times of a sample are the same
+    mixed = make(plain_share=0.0)
+    randomised(mixed.ema.model)
+    mixed_signal = teacher_signal(mixed, window, asked, 0)
+    assert 1 - mixed_signal["joint/action/asymmetry"] > 1e-4
+    clean = make(plain_share=0.0, teacher_time="clean")
+    randomised(clean.ema.model)
+    clean_signal = teacher_signal(clean, window, asked, 0)
+    # A teacher that sees the data itself is further from the student's view than one at min(t, s).
+    assert clean_signal["joint/action/asymmetry"] < mixed_signal["joint/action/asymmetry"]
 
 
 @pytest.mark.parametrize(

@@ -163,8 +163,8 @@ def test_a_number_that_is_none_ends_the_run_and_keeps_the_last_checkpoint(
     learner = objective(data)
     plain = learner.losses
 
-    def poisoned(window, chosen, step, micro, diagnose=False):
-        losses = plain(window, chosen, step, micro, diagnose)
+    def poisoned(window, chosen, step, micro, gradient_shares=False):
+        losses = plain(window, chosen, step, micro, gradient_shares)
         if step == 5 and what == "loss":
             losses.total = losses.total * math.nan
         if step == 5 and what == "gradient norm":  # finite itself, its derivative is not

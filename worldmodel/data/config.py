@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import DatasetError
+from .errors import DatasetError, did_you_mean
+
+ACTION_KINDS = ("auto", "absolute", "delta", "unknown")
 
 
 @dataclass
@@ -38,6 +40,8 @@ class DataConfig:
         past, past_stride: past frames ("now" included), and frames between two of them.
         future, future_stride: future frames, and frames between two of them.
         chunk: actions in a window.
+        action_kind: "absolute" (targets in the units of the state), "delta", or "unknown"; "auto"
+            finds absolute ones by comparing actions with the states of the same names.
         validation: share of the episodes that is held out (at least one of two or more, unless 0).
         split_seed: chooses which ones.
         episodes: restrict to these episodes; with several roots one list (or null) a root.
@@ -52,6 +56,7 @@ class DataConfig:
     future: int = 4
     future_stride: int = 4
     chunk: int = 16
+    action_kind: str = "auto"
     validation: float = 0.05
     split_seed: int = 0
     episodes: Any = None
@@ -99,6 +104,11 @@ class DataConfig:
             value = getattr(self, name)
             if value < minimum:
                 raise DatasetError(f"data.{name} is {value}; it must be at least {minimum}")
+        if self.action_kind not in ACTION_KINDS:
+            raise DatasetError(
+                f"data.action_kind is {self.action_kind!r}; there are {list(ACTION_KINDS)}."
+                f"{did_you_mean(self.action_kind, ACTION_KINDS)}"
+            )
         if not 0 <= self.validation < 1:
             raise DatasetError(
                 f"data.validation is {self.validation}; it is the share of episodes held out, "

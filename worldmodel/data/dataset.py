@@ -17,11 +17,13 @@ from .config import DataConfig
 from .errors import DatasetError, EmptyError, RootsDisagreeError
 from .keys import Keys, dimension_names, resolve_keys
 from .source import Episode, Source, open_source
-from .stats import require_finite, statistics
+from .stats import action_rank, action_targets, require_finite, statistics
 from .video import require_whole_clips
 from .windows import Rows, Windows
 
 log = logging.getLogger(__name__)
+
+RANK_WINDOWS = 2048  # windows that tell how smooth the demonstrated chunks are
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,15 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
         return Windows(frames, state, action, task, where, past, future, config.chunk)
 
     rows = np.concatenate([np.arange(start, start + n) for start, n in (spans[e] for e in train)])
-    stats = {
-        "state": statistics(state.take(rows).numpy()),
-        "action": statistics(action.take(rows).numpy()),
-    }
+    states, actions = state.take(rows).numpy(), action.take(rows).numpy()
+    targets = action_targets(states, actions, specs[0].state_names, specs[0].action_names)
+    kind = config.action_kind
+    if kind == "auto":  # deltas are not guessed: too much looks like them
+        moving = np.flatnonzero(actions.std(0) > 1e-6)
+        absolute = 2 * sum(targets[i] >= 0 for i in moving) > len(moving)
+        kind = "absolute" if absolute else "unknown"
+    training = windows(train)
+    stats = {"state": statistics(states), "action": statistics(actions)}
     robots = {s.robot_type for s in sources}
     spec = Spec(
         cameras=specs[0].cameras,
@@ -126,11 +133,14 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
         tasks=tasks,
         stats=stats,
         robot_type=robots.pop() if len(robots) == 1 else "",
+        action_kind=kind,
+        action_targets=targets,
+        action_rank=action_rank(_whole_chunks(actions, [spans[e][1] for e in train], config.chunk)),
     )
     content = repr([(s.fingerprint, k) for s, k in zip(sources, keys, strict=True)])
     return Data(
         spec=spec,
-        train=windows(train),
+        train=training,
         validation=windows(validation),
         train_episodes=train,
         validation_episodes=validation,
@@ -138,6 +148,18 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
         keys=tuple(keys),
         roots=tuple(s.name for s in sources),
     )
+
+
+def _whole_chunks(actions: np.ndarray, lengths: Sequence[int], chunk: int) -> np.ndarray:
+    """Up to `RANK_WINDOWS` chunks ``[N, chunk, A]``, evenly spread, none past an episode's end.
+
+    Args:
+        actions: ``[frames, A]`` of episodes of these lengths, one after the other.
+    """
+    ends = np.repeat(np.cumsum(lengths), lengths)
+    starts = np.flatnonzero(np.arange(len(actions)) + chunk <= ends)
+    some = np.linspace(0, len(starts) - 1, min(len(starts), RANK_WINDOWS)).astype(np.int64)
+    return actions[starts[some][:, None] + np.arange(chunk)]
 
 
 def split_episodes(episodes: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -30,6 +30,60 @@ def statistics(values: np.ndarray) -> dict[str, list[float]]:
     return out
 
 
+FOLLOWED = 0.8
+FIT_TOLERANCE = 0.002
+LARGEST_RANK = 10
+
+
+def action_targets(
+    state: np.ndarray, action: np.ndarray, state_names: Sequence[str], action_names: Sequence[str]
+) -> tuple[int, ...]:
+    """For every action dimension the state dimension that it is a target for; -1: none.
+
+    A target has the name of what it moves, and most of its variance (`FOLLOWED`) is explained by
+    where that is in the same frame; a change, a velocity, a force or another unit is not.
+
+    Args:
+        state, action: ``[frames, dimensions]``.
+    """
+    targets = []
+    for i, name in enumerate(action_names):
+        where = state_names.index(name) if name in state_names else -1
+        if where >= 0:
+            a, s = action[:, i].astype(np.float64), state[:, where].astype(np.float64)
+            if not np.square(a - s).mean() < (1 - FOLLOWED) * a.var():
+                where = -1
+        targets.append(where)
+    return tuple(targets)
+
+
+def action_rank(chunks: np.ndarray) -> tuple[int, ...]:
+    """How many coefficients a polynomial needs to follow the demonstrated chunks.
+
+    Args:
+        chunks: ``[N, K, dimensions]``.
+
+    Returns:
+        Per dimension the smallest number that leaves an RMS error below `FIT_TOLERANCE` of half
+        the dimension's 1-99 % range; 1 for one that never moves; 0 where `LARGEST_RANK`
+        coefficients, or half of K, do not suffice, and everywhere when there are no chunks.
+    """
+    if not len(chunks):
+        return (0,) * chunks.shape[2]
+    steps = chunks.shape[1]
+    basis = np.linalg.qr(np.polynomial.legendre.legvander(np.linspace(-1, 1, steps), steps - 1))[0]
+    ranks = []
+    for d in range(chunks.shape[2]):
+        values = chunks[:, :, d].astype(np.float64)
+        low, high = np.quantile(values, (0.01, 0.99))
+        power = np.square(values @ basis).mean(0)  # of each coefficient; the basis is orthonormal
+        left = np.sqrt(np.maximum(power.sum() - np.cumsum(power), 0) / steps)
+        enough = np.flatnonzero(left <= max(FIT_TOLERANCE * (high - low) / 2, 1e-6))
+        rank = int(enough[0]) + 1
+        ranks.append(rank if rank <= max(1, min(LARGEST_RANK, steps // 2)) else 0)
+    return tuple(ranks)
+
+
 def require_finite(
     values: np.ndarray,
     episodes: Iterable[Episode],
