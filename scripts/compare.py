@@ -33,6 +33,7 @@ from rich.markup import escape
 import envs
 from policies.evaluation import episode_seeds, evaluate
 from policies.flow_policy import FlowPolicy, PolicyConfig
+from policies.smoothness import rms_jerk
 from policies.statistics import paired_difference, wilson
 from worldmodel.data import Data, Order, open_data
 from worldmodel.model import WorldModel
@@ -41,6 +42,7 @@ from worldmodel.stamp import stamp
 from worldmodel.tokens import Horizon
 from worldmodel.train import choose_dtype, make_optimizers
 
+from .evaluate import EvaluateConfig, environment_options
 from .train import TrainConfig, train
 
 
@@ -51,10 +53,12 @@ class Arm:
     Attributes:
         objective: "flow", "dts", "selfflow" or "regression".
         video: train the patterns with future video too; without, only those that act.
+        teacher_time: of `ObjectiveConfig`.
     """
 
     objective: str = "flow"
     video: bool = True
+    teacher_time: str = "min"
 
 
 @dataclass
@@ -106,8 +110,11 @@ def arm_config(config: CompareConfig, arm: Arm, seed: int, out: Path, steps: int
     patterns = run.objective.patterns
     if not arm.video:
         patterns = {k: v for k, v in patterns.items() if k in ACTING}
-    run.objective = replace(run.objective, name=arm.objective, patterns=patterns)
-    run.fit = replace(run.fit, schedule="constant", diagnose_every=0, validate_every=0)
+    run.objective = replace(
+        run.objective, name=arm.objective, patterns=patterns, teacher_time=arm.teacher_time
+    )
+    diagnose = max(1, config.steps // 6) if arm.objective == "selfflow" else 0
+    run.fit = replace(run.fit, schedule="constant", diagnose_every=diagnose, validate_every=0)
     return run
 
 
@@ -149,22 +156,40 @@ def trimmed_mean(values: list[float], share: float = 0.1) -> float:
     return float(np.mean(kept))
 
 
-def drive(run: str, config: CompareConfig, seeds: list[int]) -> list[tuple[bool, str]]:
-    """Outcome and way of each reset, in a process of its own."""
+@dataclass
+class Judged:
+    """What became of one reset.
+
+    Attributes:
+        success, mode: whether the arm got there, and on which way.
+        rms_jerk: of the commands, in rad/s^3 over all joints.
+    """
+
+    success: bool
+    mode: str
+    rms_jerk: float
+
+
+def drive(run: str, config: CompareConfig, seeds: list[int]) -> list[Judged]:
+    """Outcome of each reset, in a process of its own."""
     torch.set_num_threads(1)
     policy = FlowPolicy.from_checkpoint(
         run, PolicyConfig(steps=config.sampling_steps, execute=config.execute)
     )
-    world = policy.stamp.get("environment", {})
-    options = {k: world[k] for k in ("image_size", "target") if world.get(k) is not None}
-    if "target" in config.options and options.get("target") != config.options["target"]:
+    shown = (policy.stamp.get("environment") or {}).get("target")
+    if config.options.get("target", shown) != shown:
         raise ValueError(
-            f"the demonstrations show target={options.get('target')}, but options.target is "
+            f"the demonstrations show target={shown}, but options.target is "
             f"{config.options['target']}: collect with target={config.options['target']}"
         )
-    options = {"cameras": list(policy.spec.cameras)} | options | config.options
+    world = EvaluateConfig(checkpoint=run, env=config.env, options=config.options)
+    options = environment_options(world, policy)
     result = evaluate(policy, lambda: envs.make(config.env, **options), seeds, num_envs=16)
-    return [(e.success, e.mode) for e in result.episodes]
+    joints = [i for i, where in enumerate(policy.spec.action_targets) if where >= 0]
+    return [
+        Judged(e.success, e.mode, rms_jerk(e.commands[:, joints], result.fps))
+        for e in result.episodes
+    ]
 
 
 def judge(config: CompareConfig, run: Path, episodes: int, purpose: str) -> dict[str, Any]:
@@ -175,14 +200,29 @@ def judge(config: CompareConfig, run: Path, episodes: int, purpose: str) -> dict
     context = multiprocessing.get_context("forkserver")  # a fork would copy OpenGL's state
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         parts = list(pool.map(drive, [str(run)] * workers, [config] * workers, shares))
-    found: list[tuple[bool, str]] = [parts[i % workers][i // workers] for i in range(episodes)]
-    modes = [mode for success, mode in found if success]
+    found: list[Judged] = [parts[i % workers][i // workers] for i in range(episodes)]
+    modes = [one.mode for one in found if one.success]
     return {
         "success": wilson(len(modes), episodes).to_dict(),
-        "outcomes": [int(success) for success, _ in found],
+        "outcomes": [int(one.success) for one in found],
         "modes": {m: modes.count(m) for m in sorted(set(modes))},
+        "rms_jerk": float(np.mean([one.rms_jerk for one in found])),
         "purpose": purpose,
     }
+
+
+def asymmetry(metrics: Path) -> dict[str, list[list[float]]]:
+    """From a run's ``metrics.jsonl``: modality -> [step, teacher's median cosine], all patterns."""
+    found: dict[str, list[list[float]]] = {}
+    for line in map(json.loads, metrics.read_text().splitlines()):
+        values: dict[str, list[float]] = {}
+        for key, value in line.items():
+            parts = key.split("/")  # pattern / modality, itself with a slash for cameras / name
+            if parts[-1] == "asymmetry":
+                values.setdefault("/".join(parts[1:-1]), []).append(value)
+        for name, cosines in values.items():
+            found.setdefault(name, []).append([line["step"], float(np.mean(cosines))])
+    return found
 
 
 def compare(config: CompareConfig, console: Console) -> dict[str, Any]:
@@ -274,9 +314,15 @@ def gather(
                 "seeds": [r["success"] for r in results],
                 "mean": float(np.mean(rates)),
                 "spread": float(np.std(rates, ddof=1)) if len(rates) > 1 else 0.0,
+                "rms_jerk": [r["rms_jerk"] for r in results],
                 "pooled": wilson(k, n).to_dict(),
                 "minus_baseline": paired_difference(ours, base).to_dict(),
                 "modes": [r["modes"] for r in results],
+            }
+        if config.arms[name].objective == "selfflow":
+            row["asymmetry"] = {
+                str(seed): asymmetry(out / "runs" / f"{name}-{seed}" / "metrics.jsonl")
+                for seed in config.seeds
             }
         rows[name] = row
     return {
@@ -296,8 +342,8 @@ def table_of(result: dict[str, Any]) -> str:
     lines = [
         f"| objective | cost of a step | equal steps ({result['steps']}): {seeds} | mean | minus "
         f"{result['baseline']} [95 %] | equal wall-clock: {seeds} | mean | minus "
-        f"{result['baseline']} [95 %] |",
-        "|---|---|---|---|---|---|---|---|",
+        f"{result['baseline']} [95 %] | RMS jerk, rad/s^3 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in result["rows"].items():
         cells = [name, f"{row['relative_cost']:.2f}"]
@@ -310,7 +356,27 @@ def table_of(result: dict[str, Any]) -> str:
                 f"{100 * r['mean']:.1f} %",
                 "" if name == result["baseline"] else gap,
             ]
+        cells.append(f"{np.mean(row['equal_steps']['rms_jerk']):.0f}")
         lines.append("| " + " | ".join(cells) + " |")
+    taught: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for name, row in result["rows"].items():
+        for curves in row.get("asymmetry", {}).values():
+            for modality, curve in curves.items():
+                for step, cosine in curve:
+                    taught.setdefault((name, modality), {}).setdefault(int(step), []).append(cosine)
+    if taught:
+        steps = sorted({step for curve in taught.values() for step in curve})
+        lines += [
+            "",
+            "Teacher's median cosine between the two views (above 0.97 there is nothing to learn), "
+            "mean of all patterns and seeds:",
+            "",
+            "| objective | tokens | " + " | ".join(f"step {s}" for s in steps) + " |",
+            "|---|---|" + "---|" * len(steps),
+        ]
+        for (name, modality), curve in taught.items():
+            means = [f"{np.mean(curve[s]):.3f}" if s in curve else "" for s in steps]
+            lines.append("| " + " | ".join([name, modality, *means]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -322,7 +388,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=150)
-    colours = ["#2457D6", "#109AA5", "#E58A00", "#8B5CD6", "#8795A5"]
+    colours = ["#2457D6", "#109AA5", "#E58A00", "#C2255C", "#8B5CD6", "#8795A5"]
     for (name, row), colour in zip(result["rows"].items(), colours, strict=False):
         curves = [np.array(c) for c in row["curve"].values()]
         for c in curves:
