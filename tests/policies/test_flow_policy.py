@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from policies.chunk_fit import fit_chunk
 from policies.flow_policy import FlowPolicy, PolicyConfig
+from policies.smoothness import rms_jerk
 from policies.types import Observation
 from tests.worldmodel.models import HORIZON, SPECS, make_checkpoint, make_model
 from worldmodel.data import resize_frames
@@ -239,6 +241,172 @@ def test_inactive_slots_are_left_alone() -> None:
         decision = policy.act(seen(policy.spec, t, [0, 1]), active)
         assert not decision.new_chunk[1]
     assert not policy._history[1]
+
+
+# --- chunks fitted by polynomials ----------------------------------------------------------------
+
+
+def fitted(rank: tuple[int, ...] = (3, 3), targets: tuple[int, ...] = (), **config) -> FlowPolicy:
+    """A policy whose demonstrations needed this many coefficients."""
+    policy = make("no camera")
+    spec = replace(policy.spec, action_rank=rank, action_targets=targets)
+    opened = make_checkpoint(make_model(spec), policy.checkpoint.objective)
+    return FlowPolicy(opened, PolicyConfig(**({"steps": 2, "execute": 3} | config)))
+
+
+def sampled(policy: FlowPolicy, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Where chunks will be written down as the model gives them, one entry a prediction."""
+    chunks: list[np.ndarray] = []
+    predict = policy._predict
+
+    def note(*arguments):
+        chunk, times = predict(*arguments)
+        chunks.append(chunk.copy())
+        return chunk, times
+
+    monkeypatch.setattr(policy, "_predict", note)
+    return chunks
+
+
+def test_without_coefficients_actions_are_as_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = play(fitted(rank=()), [0, 1], 9)
+    assert np.array_equal(play(fitted(smooth=0), [0, 1], 9), plain)
+    assert np.array_equal(play(fitted(rank=(0, 0)), [0, 1], 9), plain)
+    assert np.abs(play(fitted(), [0, 1], 9) - plain).max() > 1e-2
+    policy = fitted(smooth=0)
+    chunks = sampled(policy, monkeypatch)
+    assert np.array_equal(
+        play(policy, [0, 1], 9), np.concatenate([c[:, :3].swapaxes(0, 1) for c in chunks])
+    )
+
+
+def test_the_demonstrations_say_how_many_coefficients_unless_the_user_does() -> None:
+    theirs = play(fitted(rank=(2, 4)), [0], 6)
+    assert not np.array_equal(play(fitted(rank=(2, 4), smooth=3), [0], 6), theirs)
+    users = play(fitted(rank=(), smooth=3), [0], 6)
+    assert np.array_equal(play(fitted(rank=(3, 3)), [0], 6), users)
+    assert np.array_equal(play(fitted(rank=(2, 4), smooth=3), [0], 6), users)
+
+
+def test_a_switch_keeps_its_actions_bit_for_bit_beside_a_fitted_joint() -> None:
+    raw, half = play(fitted(smooth=0), [0, 1], 9), play(fitted(rank=(3, 0)), [0, 1], 9)
+    assert np.array_equal(half[..., 1], raw[..., 1])
+    assert np.abs(half[..., 0] - raw[..., 0]).max() > 1e-2
+
+
+@pytest.mark.parametrize("execute", [3, 4])
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize("history", [0, 1, 3])
+def test_a_later_chunk_is_fitted_with_what_was_executed_and_committed(
+    execute: int, prefix: int, history: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = fitted((2, 3), execute=execute, prefix=prefix, history=history, history_weight=7.0)
+    chunks = sampled(policy, monkeypatch)
+    played = play(policy, [0, 1], 3 * execute).swapaxes(0, 1)
+    nothing = np.zeros((2, 0, 2), np.float32)
+    running = fit_chunk(chunks[0], nothing, policy.rank, 7.0)
+    expected = running[:, :execute]
+    for chunk in chunks[1:]:
+        committed = running[:, execute : execute + prefix]
+        assert np.array_equal(chunk[:, :prefix], committed)
+        known = np.concatenate([expected[:, execute - history :][:, -history:], committed], axis=1)
+        if not history:
+            known = committed
+        new = fit_chunk(chunk[:, prefix:], known, policy.rank, 7.0)
+        running = np.concatenate([committed, new], axis=1)
+        expected = np.concatenate([expected, running[:, :execute]], axis=1)
+    assert np.array_equal(played, expected)
+
+
+def test_committed_actions_are_executed_as_they_were_fitted() -> None:
+    policy = fitted(prefix=2)
+    policy.reset([1])
+    active = np.ones(1, bool)
+    for t in range(3):
+        policy.act(seen(policy.spec, t, [0]), active)
+    held = policy._chunk[0, 3:5].copy()
+    actions = [policy.act(seen(policy.spec, t, [0]), active).action[0].copy() for t in (3, 4)]
+    assert np.array_equal(actions, held)
+    # Of a polynomial of three coefficients the third differences are zero, beyond what is kept.
+    assert np.abs(np.diff(held, n=1, axis=0)).max() > 1e-3
+
+
+def test_an_episode_begins_where_the_joints_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At rest: the only polynomials left are multiples of (t + 1) (t + 2) (t + 3)."""
+    policy = fitted((4, 4), targets=(2, -1), history_weight=1e10)
+    chunks = sampled(policy, monkeypatch)
+    policy.reset([5, 6])
+    now = seen(policy.spec, 0, [0, 1])
+    policy.act(now, np.ones(2, bool))
+    t = np.arange(6.0)
+    leaving = (t + 1) * (t + 2) * (t + 3)
+    for slot in range(2):
+        joint = now.state[slot, 2]
+        pull = leaving @ (chunks[0][slot, :, 0] - joint) / (leaving @ leaving)
+        expected = joint + pull * leaving
+        np.testing.assert_allclose(policy._chunk[slot, :, 0], expected, rtol=1e-4, atol=1e-4)
+    # The other dimension commands no joint: it is fitted to what was sampled alone.
+    alone = fit_chunk(chunks[0], np.zeros((2, 0, 2), np.float32), policy.rank, 1.0)
+    assert np.array_equal(policy._chunk[..., 1], alone[..., 1])
+    assert np.abs(policy._chunk[..., 0] - alone[..., 0]).max() > 1e-2
+
+
+@pytest.mark.parametrize("targets", [(), (-1, -1)])
+def test_where_nothing_commands_a_joint_an_episode_begins_as_sampled(
+    targets: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = fitted((2, 3), targets)
+    chunks = sampled(policy, monkeypatch)
+    policy.reset([5])
+    policy.act(seen(policy.spec, 0, [0]), np.ones(1, bool))
+    nothing = np.zeros((1, 0, 2), np.float32)
+    assert np.array_equal(policy._chunk, fit_chunk(chunks[0], nothing, policy.rank, 1.0))
+
+
+def test_only_the_first_chunk_begins_at_the_joints() -> None:
+    """Later ones go on from what was commanded, however far behind the joints are."""
+    with_targets = play(fitted((3, 3), (0, 1), history_weight=1e10), [0, 1], 9)
+    for n in (3, 6):
+        around = with_targets[n - 3 : n + 3]
+        assert np.abs(np.diff(around, n=3, axis=0)).max() < 1e-3
+    first = [seen(fitted().spec, 0, [0, 1]).state[:, :2]] * 3
+    np.testing.assert_allclose(with_targets[:3], first, atol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_fitted_episodes_are_the_same_in_any_slot_and_company(prefix: int) -> None:
+    policy = fitted((3, 0), targets=(1, -1), prefix=prefix)
+    together = play(policy, [0, 1, 2], 10)
+    for row in range(3):
+        assert_close(play(policy, [row], 10)[:, 0], together[:, row])
+    # Slot 1 begins anew in the very step in which slot 0 computes a later chunk.
+    policy.reset([100, 101])
+    active, kept = np.ones(2, bool), []
+    for t in range(9):
+        if t == 3:
+            policy.reset_slots([1], [102])
+        now = seen(policy.spec, t, [0, 1])
+        if t >= 3:
+            now.state[1] = seen(policy.spec, t - 3, [2]).state[0]
+        kept.append(policy.act(now, active).action.copy())
+    assert_close(np.stack(kept)[:, 0], together[:9, 0])
+    assert_close(np.stack(kept)[3:, 1], together[:6, 2])
+
+
+def test_a_fitted_path_jerks_far_less() -> None:
+    rough, smooth = (play(fitted(smooth=n), [0, 1, 2, 3], 30) for n in (0, 3))
+    for slot in range(4):
+        assert rms_jerk(smooth[:, slot], 20) < 0.3 * rms_jerk(rough[:, slot], 20)
+
+
+@pytest.mark.parametrize("config", [{"smooth": -1}, {"history": -1}, {"history_weight": 0.0}])
+def test_a_fit_that_means_nothing_is_refused(config: dict) -> None:
+    ((name, value),) = config.items()
+    with pytest.raises(ValueError, match=f"history_weight above 0; found .*{name}={value}"):
+        make(**config)
+
+
+# --- imagination ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("robot", ["one camera", "two cameras", "no state"])
