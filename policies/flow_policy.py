@@ -6,9 +6,10 @@ chunk; every sampling step reuses its keys and values.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,27 @@ class PolicyConfig:
     smooth: int | None = None
     history: int = 3
     history_weight: float = 100.0
+
+
+FEW_ROWS = 2
+
+
+@contextlib.contextmanager
+def one_thread(when: bool) -> Iterator[None]:
+    """Compute in this thread alone.
+
+    For a row or two there is nothing to share out: a second thread saves nothing, and whenever
+    another process has its core, every operator waits for it, which is what the slowest chunks
+    (p99) then consist of.
+    """
+    before = torch.get_num_threads()
+    if when and before > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 class FlowPolicy:
@@ -169,7 +191,8 @@ class FlowPolicy:
             task = [tasks[s] for s in group] if tasks else None
             mark = time.perf_counter()
             stages["observe"] = stages.get("observe", 0.0) + 1e3 * (mark - start)
-            chunk, times = self._predict(video, state, task, noise, committed)
+            with one_thread(len(group) <= FEW_ROWS):
+                chunk, times = self._predict(video, state, task, noise, committed)
             for name, value in times.items():
                 stages[name] = stages.get(name, 0.0) + value
             known = None
@@ -254,7 +277,8 @@ class FlowPolicy:
         """
         if noise is None:
             noise = np.stack([self.noise(i, 0) for i in range(len(state))])
-        return self._predict(video, state, task, noise, prefix)[0]
+        with one_thread(len(state) <= FEW_ROWS):
+            return self._predict(video, state, task, noise, prefix)[0]
 
     def imagine(
         self, images: Mapping[str, np.ndarray], state: np.ndarray, commands: np.ndarray
