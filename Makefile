@@ -94,10 +94,14 @@ $(PYTHON): | $(UV_BOOTSTRAP)
 
 # A second's look before gigabytes are fetched; `python -m envs.rendering` later draws a real frame.
 # A display, or a backend that was chosen by hand, is left alone.
-graphics: | $(PYTHON)
+# It comes before the environment is made, so any Python that runs will do; without one it is skipped.
+graphics:
 	@if [ "$$(uname -s)" != Linux ] || [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || \
 		[ "$$MUJOCO_GL" = glfw ]; then exit 0; fi; \
-	loads() { $(PYTHON) -c 'import ctypes, sys; [ctypes.CDLL(n) for n in sys.argv[1:]]' "$$@" \
+	python=; for p in $(PYTHON) python3 /usr/bin/python3; do \
+		if $$p -c 'import ctypes' >/dev/null 2>&1; then python=$$p; break; fi; done; \
+	if [ -z "$$python" ]; then exit 0; fi; \
+	loads() { $$python -c 'import ctypes, sys; [ctypes.CDLL(n) for n in sys.argv[1:]]' "$$@" \
 		2>/dev/null; }; \
 	loads libEGL.so.1 libEGL_mesa.so.0 || loads libEGL.so.1 libEGL_nvidia.so.0 || \
 	loads libOSMesa.so.8 || loads libOSMesa.so.6 || loads libOSMesa.so || { \

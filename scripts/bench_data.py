@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from worldmodel.data import DataConfig, Order, open_data
+
+from ._cli import refuse_unknown_keys
 
 FPS = 20
 
@@ -48,7 +51,7 @@ ConfigStore.instance().store(name="bench_data_schema", node=BenchDataConfig)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="bench_data")
-def main(raw: DictConfig) -> None:
+def run(raw: DictConfig) -> None:
     config: BenchDataConfig = OmegaConf.to_object(raw)  # type: ignore[assignment]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -162,6 +165,11 @@ def write(root: Path, config: BenchDataConfig) -> None:
             dataset.add_frame(frame | {"observation.state": numbers, "action": numbers})
         dataset.save_episode()
     dataset.finalize()
+
+
+def main() -> None:
+    refuse_unknown_keys(BenchDataConfig, sys.argv[1:])
+    run()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -32,6 +33,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 import envs
 from envs.rendering import RenderingUnavailableError
+
+from ._cli import refuse_unknown_keys
 
 if TYPE_CHECKING:
     from envs.base import ArmEnv
@@ -271,7 +274,7 @@ def _run_attempt(seed: int) -> Episode:
 
 
 @hydra.main(version_base=None, config_path="../configs", config_name="collect")
-def main(values: DictConfig) -> None:
+def run(values: DictConfig) -> None:
     """Collect, with a progress bar."""
     if OmegaConf.is_missing(values, "out"):
         raise SystemExit("out is missing: say where the dataset goes, as in out=outputs/data")
@@ -320,6 +323,11 @@ def main(values: DictConfig) -> None:
         f"in {result.episodes} of {result.attempts} attempts. "
         f"{result.collected} new in {result.seconds:.1f} s ({rate:.0f} a minute)."
     )
+
+
+def main() -> None:
+    refuse_unknown_keys(CollectConfig, sys.argv[1:])
+    run()
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from worldmodel.stamp import stamp
 from worldmodel.tokens import Horizon
 from worldmodel.train import choose_dtype, make_optimizers
 
+from ._cli import refuse_unknown_keys
 from .evaluate import EvaluateConfig, environment_options
 from .train import TrainConfig, train
 
@@ -405,7 +406,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="compare")
-def main(values: Any) -> None:
+def run(values: Any) -> None:
     config: Any = OmegaConf.to_object(values)
     console = Console()
     try:
@@ -418,6 +419,11 @@ def main(values: Any) -> None:
         sys.exit(1)
     if not config.costs_only:
         console.print((Path(config.out) / "compare.md").read_text(), highlight=False)
+
+
+def main() -> None:
+    refuse_unknown_keys(CompareConfig, sys.argv[1:], ("train.model", "train.objective"))
+    run()
 
 
 if __name__ == "__main__":

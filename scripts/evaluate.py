@@ -56,6 +56,7 @@ from worldmodel.checkpoint import CheckpointError
 from worldmodel.stamp import stamp
 from worldmodel.types import Spec, SpecMismatchError
 
+from ._cli import refuse_unknown_keys
 from .train import choose_device
 
 
@@ -511,7 +512,7 @@ def new_progress(console: Console) -> Progress:
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
-def main(config: DictConfig) -> None:
+def run(config: DictConfig) -> None:
     console = Console()
     try:
         settings = cast(EvaluateConfig, OmegaConf.to_object(config))
@@ -533,6 +534,11 @@ def main(config: DictConfig) -> None:
         console.print(f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)
     print_summary(report, out, console)
+
+
+def main() -> None:
+    refuse_unknown_keys(EvaluateConfig, sys.argv[1:])
+    run()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ from worldmodel.imagine import imagine
 from worldmodel.stamp import stamp
 from worldmodel.types import SpecMismatchError
 
+from ._cli import refuse_unknown_keys
+
 
 @dataclass
 class EvaluateDataConfig:
@@ -167,7 +169,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate_data")
-def main(values: Any) -> None:
+def run(values: Any) -> None:
     config: Any = OmegaConf.to_object(values)
     console = Console()
     out = Path(config.out)
@@ -194,6 +196,11 @@ def main(values: Any) -> None:
         sys.exit(1)
     print_report(report, console)
     console.print(f"report: {out / 'report.json'}", highlight=False)
+
+
+def main() -> None:
+    refuse_unknown_keys(EvaluateDataConfig, sys.argv[1:])
+    run()
 
 
 if __name__ == "__main__":

@@ -25,8 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from worldmodel.checkpoint import CheckpointError, open_checkpoint
+from worldmodel.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from worldmodel.data import Data, DataConfig, DatasetError, open_data
+from worldmodel.data.normalize import Normalizer
+from worldmodel.lock import sole_writer
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.progress import clock
 from worldmodel.selfflow import ObjectiveConfig, SelfFlow
@@ -114,7 +116,15 @@ def train(config: TrainConfig, console: Console, data: Data | None = None) -> Fi
 
     Args:
         data: already opened data, to spare opening it twice.
+
+    Raises:
+        LockedError: another process trains into ``config.out``.
     """
+    with sole_writer(Path(config.out)):
+        return _train(config, console, data)
+
+
+def _train(config: TrainConfig, console: Console, data: Data | None) -> FitResult:
     out = Path(config.out)
     # What can be refused at once, before minutes of decoding.
     require_length(config.steps, config.minutes)
@@ -132,11 +142,12 @@ def train(config: TrainConfig, console: Console, data: Data | None = None) -> Fi
         chunk=c.chunk,
     )
     model = WorldModel(data.spec, horizon, config.model, config.seed)
-    stamp = stamp_of(data, config.seed)
+    stamp = stamp_of(data, horizon, config.seed)
     if config.init:
         stamp["init"] = str(config.init)
         if not last:
-            start_from(model, config.init)
+            for line in start_from(model, config.init):
+                say(console, line)
     objective = SelfFlow(model, config.objective, config.seed).to(device)
     count = sum(p.numel() for p in model.parameters())
     console.print(
@@ -163,10 +174,15 @@ def train(config: TrainConfig, console: Console, data: Data | None = None) -> Fi
     )
 
 
-def start_from(model: WorldModel, path: str) -> None:
+def start_from(model: WorldModel, path: str) -> list[str]:
     """Load a checkpoint's weights into a new model of the same kind.
 
     Tasks are matched by their text: those that the checkpoint does not know start afresh.
+    Statistics are those of the new data, so that the same joint angle can be another number to
+    the network than before.
+
+    Returns:
+        What the user should know: how far the normalisation has moved, which tasks are new.
 
     Raises:
         SpecMismatchError: the checkpoint is for another robot.
@@ -188,6 +204,26 @@ def start_from(model: WorldModel, path: str) -> None:
             tasks[row] = weights["task.weight"][other.spec.tasks.index(text)]
     tasks[-1] = weights["task.weight"][-1]  # "no task"
     model.load_state_dict(weights | {"task.weight": tasks})
+    lines = [f"init        {path}"]
+    for kind, names in (("state", model.spec.state_names), ("action", model.spec.action_names)):
+        if names:
+            lines.append("            " + moved_scale(kind, names, other, model))
+    if new := [t for t in model.spec.tasks if t not in other.spec.tasks]:
+        lines.append(f"            tasks that the checkpoint does not know: {new}")
+    return lines
+
+
+def moved_scale(kind: str, names: tuple[str, ...], then: Checkpoint, now: WorldModel) -> str:
+    """How far the normalisation of states or actions moved, in the checkpoint's own units."""
+    mode = now.config.normalization
+    old, new = Normalizer(then.spec.stats[kind], mode), Normalizer(now.spec.stats[kind], mode)
+    shift = ((new.center - old.center) / old.scale).abs()
+    ratio = new.scale / old.scale
+    a, b = int(shift.argmax()), int(ratio.log().abs().argmax())
+    return (
+        f"{kind}s are normalised by the new data: centres moved by up to {shift[a]:.2f} half "
+        f"ranges ({names[a]}), scales by up to {ratio[b]:.2f}x ({names[b]})"
+    )
 
 
 def how_to_resume() -> str:

@@ -41,6 +41,7 @@ from .tokens import Horizon, Pattern
 from .types import Spec
 
 FORMAT = 1
+VANISHED = 5  # times that a checkpoint may be replaced while it is being opened
 WEIGHTS = "model.safetensors"
 PREFIX = "model."  # LeRobot's policy holds the world model as its attribute `model`
 
@@ -118,7 +119,18 @@ def open_checkpoint(path: str | Path, prefer: str = "last", device: str = "cpu")
         CheckpointError: not a checkpoint, of another format, truncated, or with other weights
             than its config says.
     """
-    folder = find(path, prefer)
+    for _ in range(VANISHED):
+        folder = find(path, prefer)
+        try:
+            return _open(folder, device)
+        except CheckpointError:
+            if folder.exists():
+                raise
+            # A run that is still training has replaced it meanwhile: its link leads elsewhere now.
+    raise CheckpointError(f"{path}: its checkpoint was replaced {VANISHED} times while being read")
+
+
+def _open(folder: Path, device: str) -> Checkpoint:
     config = _read_json(folder / "config.json")
     if config.get("type") != "selfflow":
         raise CheckpointError(f"{folder}: a policy of type {config.get('type')!r}, not 'selfflow'")

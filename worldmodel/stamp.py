@@ -11,6 +11,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import psutil
 import torch
 
 from .data import Data
+from .tokens import Horizon
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "lerobot")
 
@@ -94,7 +96,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def stamp_of(data: Data, seed: int) -> dict[str, Any]:
+def stamp_of(data: Data, horizon: Horizon, seed: int) -> dict[str, Any]:
     """The stamp of a checkpoint: `stamp` of the machine, and what it was trained on.
 
     ``environment`` is there when the dataset says which simulated world it was collected in
@@ -116,7 +118,10 @@ def stamp_of(data: Data, seed: int) -> dict[str, Any]:
             "names": list(spec.action_names),
             "kind": spec.action_kind,
             "fps": spec.fps,
+            "units": "as recorded",
+            "targets": dict(zip(spec.action_names, spec.action_targets, strict=False)),
         },
+        "window": asdict(horizon),
     }
     worlds = [w for root in data.roots if (w := _world(Path(root).expanduser()))]
     if worlds and all(w == worlds[0] for w in worlds):

@@ -13,6 +13,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import shutil
 import signal
 import time
@@ -621,7 +622,7 @@ def restore(folder: Path, objective: SelfFlow, optimizers: list[torch.optim.Opti
 
 
 def start_wandb(config: FitConfig, out: Path) -> Any:
-    """A wandb run, or None when it is off. A resumed run is another one in the same group.
+    """A wandb run, or None when it is off. A resumed run goes on as the same one.
 
     Raises:
         ValueError: wandb refuses, as it does online without a login.
@@ -631,8 +632,13 @@ def start_wandb(config: FitConfig, out: Path) -> Any:
     import wandb  # slow to import, and most runs do without
 
     mode: Any = config.wandb
+    path = out / "wandb_id"
+    if not path.exists():
+        path.write_text(secrets.token_hex(4))
     try:
         return wandb.init(
+            id=path.read_text().strip(),
+            resume="allow",
             project=config.wandb_project,
             group=str(out),
             dir=str(out),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -98,7 +100,7 @@ def test_as_many_coefficients_as_commands_change_nothing(known: int, weight: flo
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_dimension_without_a_rank_stays_bit_for_bit(dtype: type) -> None:
+def test_a_dimension_without_a_rank_stays_bit_for_bit(dtype: Any) -> None:
     new, known = draw(3, 16, 4).astype(dtype), draw(3, 3, 4, seed=1).astype(dtype)
     fitted = fit_chunk(new, known, ranks(0, 4, 0, 2), 100.0)
     assert fitted.dtype == dtype
