@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import sys
 import types
 import typing
 from collections.abc import Sequence
 
-from worldmodel.data.errors import did_you_mean
+# Nothing of worldmodel: that would bring PyTorch into the workers of scripts.collect.
 
 
 def refuse_unknown_keys(schema: type, arguments: Sequence[str], groups: Sequence[str] = ()) -> None:
@@ -19,7 +20,8 @@ def refuse_unknown_keys(schema: type, arguments: Sequence[str], groups: Sequence
     Args:
         schema: the dataclass that describes the configuration.
         arguments: of the command line, without the program.
-        groups: Hydra's config groups, which look like keys: ``model=tiny``.
+        groups: Hydra's config groups, which look like keys: ``model=tiny``. Where a script takes
+            them with a package only, Hydra says so: ``model@train.model=tiny``.
     """
     for argument in arguments:
         key, equals, _ = argument.partition("=")
@@ -35,16 +37,18 @@ def unknown_key(schema: type, key: str) -> str | None:
     node: object = schema
     parts = key.split(".")
     for depth, part in enumerate(parts):
+        if typing.get_origin(node) is dict:  # whose keys are free, but not those of its values
+            node = typing.get_args(node)[1]
+            continue
         if not (isinstance(node, type) and dataclasses.is_dataclass(node)):
-            return None  # inside a mapping, whose keys are free
+            return None  # inside something that takes anything
         fields = typing.get_type_hints(node)
         if part not in fields:
             prefix = "".join(f"{p}." for p in parts[:depth])
             known = [prefix + name for name in fields]
-            return (
-                f"There is no setting {prefix + part!r}.{did_you_mean(prefix + part, known)} "
-                f"There are: {', '.join(known)}"
-            )
+            near = difflib.get_close_matches(prefix + part, known, n=1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            return f"There is no setting {prefix + part!r}.{meant} There are: {', '.join(known)}"
         node = fields[part]
         if typing.get_origin(node) in (typing.Union, types.UnionType):  # SETTINGS | None
             node = typing.get_args(node)[0]

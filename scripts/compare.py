@@ -422,7 +422,7 @@ def run(values: Any) -> None:
 
 
 def main() -> None:
-    refuse_unknown_keys(CompareConfig, sys.argv[1:], ("train.model", "train.objective"))
+    refuse_unknown_keys(CompareConfig, sys.argv[1:], ("model", "objective"))
     run()
 
 

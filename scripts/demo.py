@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from envs.rendering import RenderingUnavailableError
 from policies.evaluation import ReplayError
 from policies.flow_policy import FlowPolicy, PolicyConfig
+from worldmodel.lock import require_free
 from worldmodel.progress import clock
 from worldmodel.stamp import command
 
@@ -165,7 +166,12 @@ def _demo(config: DemoConfig, console: Console, memory: PeakMemory) -> dict[str,
 
 
 def clear(out: Path) -> None:
-    """Remove an earlier demo's stages (never anything else) from `out`."""
+    """Remove an earlier demo's stages (never anything else) from `out`.
+
+    Raises:
+        LockedError: another demo is training there.
+    """
+    require_free(out / "train")
     (out / "report.json").unlink(missing_ok=True)
     for name in ("demonstrations", "train"):
         shutil.rmtree(out / name, ignore_errors=True)
@@ -202,7 +208,7 @@ def run(values: DictConfig) -> None:
 
 
 def main() -> None:
-    refuse_unknown_keys(DemoConfig, sys.argv[1:])
+    refuse_unknown_keys(DemoConfig, sys.argv[1:], ("model", "objective", "limits"))
     run()
 
 

@@ -181,6 +181,7 @@ def environment_spec(env: gym.Env) -> Spec:
         action_names=tuple(world.action_names),
         fps=float(env.metadata["render_fps"]),
         tasks=(world.task_description,),
+        robot_type=getattr(world, "robot_type", ""),
         action_kind="absolute",
     )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,9 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from worldmodel.checkpoint import Checkpoint, CheckpointError, open_checkpoint
-from worldmodel.data import Data, DataConfig, DatasetError, open_data
-from worldmodel.data.normalize import Normalizer
-from worldmodel.lock import sole_writer
+from worldmodel.checkpoint import CheckpointError, open_checkpoint
+from worldmodel.data import Data, DataConfig, DatasetError, Normalizer, open_data
+from worldmodel.lock import require_free
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.progress import clock
 from worldmodel.selfflow import ObjectiveConfig, SelfFlow
@@ -40,7 +40,6 @@ from worldmodel.train import (
     NotFiniteError,
     fit,
     require_length,
-    require_same_run,
     resumable,
 )
 from worldmodel.types import SpecMismatchError
@@ -120,16 +119,12 @@ def train(config: TrainConfig, console: Console, data: Data | None = None) -> Fi
     Raises:
         LockedError: another process trains into ``config.out``.
     """
-    with sole_writer(Path(config.out)):
-        return _train(config, console, data)
-
-
-def _train(config: TrainConfig, console: Console, data: Data | None) -> FitResult:
     out = Path(config.out)
     # What can be refused at once, before minutes of decoding.
     require_length(config.steps, config.minutes)
     config.model.resolve()
     device = choose_device(config.device)
+    require_free(out)
     last = resumable(out, config.resume)
     data = data or open_data(config.data, progress=not console.quiet)
     console.print(repr(data), highlight=False)
@@ -146,8 +141,9 @@ def _train(config: TrainConfig, console: Console, data: Data | None) -> FitResul
     if config.init:
         stamp["init"] = str(config.init)
         if not last:
+            say(console, f"init        {config.init}")
             for line in start_from(model, config.init):
-                say(console, line)
+                say(console, f"            {line}")
     objective = SelfFlow(model, config.objective, config.seed).to(device)
     count = sum(p.numel() for p in model.parameters())
     console.print(
@@ -155,10 +151,6 @@ def _train(config: TrainConfig, console: Console, data: Data | None) -> FitResul
         f"objective {config.objective.name}",
         highlight=False,
     )
-    if last:
-        require_same_run(last, objective, config.fit, stamp)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
     return fit(
         objective,
         data.train,
@@ -170,6 +162,7 @@ def _train(config: TrainConfig, console: Console, data: Data | None) -> FitResul
         minutes=config.minutes,
         seed=config.seed,
         resume=config.resume,
+        settings=OmegaConf.to_yaml(OmegaConf.structured(config)),
         console=console,
     )
 
@@ -177,19 +170,21 @@ def _train(config: TrainConfig, console: Console, data: Data | None) -> FitResul
 def start_from(model: WorldModel, path: str) -> list[str]:
     """Load a checkpoint's weights into a new model of the same kind.
 
-    Tasks are matched by their text: those that the checkpoint does not know start afresh.
-    Statistics are those of the new data, so that the same joint angle can be another number to
-    the network than before.
+    States and actions are normalised by the new data's statistics, not by the checkpoint's: those
+    clamp what lies outside of what it saw. Tasks are matched by their text: those that the
+    checkpoint does not know start afresh.
 
     Returns:
-        What the user should know: how far the normalisation has moved, which tasks are new.
+        What means something else now than when the weights were trained, a line each.
 
     Raises:
-        SpecMismatchError: the checkpoint is for another robot.
+        SpecMismatchError: the checkpoint has other cameras, states or actions.
         CheckpointError: it is another model; names the first difference.
     """
     other = open_checkpoint(path)
-    model.spec.require_same(other.spec, "this dataset", f"the checkpoint {path}")
+    model.spec.require_same(
+        other.spec, "this dataset", f"the checkpoint {path}", image_size=False, may_differ=NOTED
+    )
     then, now = (asdict(m.config) | asdict(m.size) for m in (other.model, model))
     for name in now:
         if name not in ("size", "task_dropout") and then[name] != now[name]:
@@ -204,25 +199,43 @@ def start_from(model: WorldModel, path: str) -> list[str]:
             tasks[row] = weights["task.weight"][other.spec.tasks.index(text)]
     tasks[-1] = weights["task.weight"][-1]  # "no task"
     model.load_state_dict(weights | {"task.weight": tasks})
-    lines = [f"init        {path}"]
-    for kind, names in (("state", model.spec.state_names), ("action", model.spec.action_names)):
-        if names:
-            lines.append("            " + moved_scale(kind, names, other, model))
-    if new := [t for t in model.spec.tasks if t not in other.spec.tasks]:
-        lines.append(f"            tasks that the checkpoint does not know: {new}")
+    return differences(other.model, model)
+
+
+NOTED = ("robot_type", "fps", "action_kind", "image_size")
+"""Fields of a spec that may differ between a checkpoint and what it is fine-tuned on."""
+
+
+def differences(old: WorldModel, new: WorldModel) -> list[str]:
+    """What the weights of `old` do not know yet about the data of `new`, a line each."""
+    lines = []
+    for kind, names in (("state", new.spec.state_names), ("action", new.spec.action_names)):
+        if names and (line := renormalised(kind, names, old, new)):
+            lines.append(line)
+    then, now = (
+        {name: getattr(m.spec, name) for name in NOTED}
+        | {f"data.{k}": v for k, v in asdict(m.horizon).items()}
+        for m in (old, new)
+    )
+    lines += [f"{k} was {then[k]!r}, is {now[k]!r}" for k in now if then[k] != now[k]]
+    if unknown := [t for t in new.spec.tasks if t not in old.spec.tasks]:
+        lines.append(f"tasks that start afresh: {', '.join(map(repr, unknown))}")
     return lines
 
 
-def moved_scale(kind: str, names: tuple[str, ...], then: Checkpoint, now: WorldModel) -> str:
-    """How far the normalisation of states or actions moved, in the checkpoint's own units."""
-    mode = now.config.normalization
-    old, new = Normalizer(then.spec.stats[kind], mode), Normalizer(now.spec.stats[kind], mode)
-    shift = ((new.center - old.center) / old.scale).abs()
-    ratio = new.scale / old.scale
-    a, b = int(shift.argmax()), int(ratio.log().abs().argmax())
+def renormalised(kind: str, names: Sequence[str], old: WorldModel, new: WorldModel) -> str | None:
+    """How far the statistics of states or actions moved, in their own units; None if nowhere."""
+    mode = new.config.normalization
+    then, now = (Normalizer(m.spec.stats[kind], mode) for m in (old, new))
+    moved = (now.center - then.center).abs() / then.scale
+    stretched = (now.scale / then.scale).log().abs()
+    if not moved.any() and not stretched.any():
+        return None
+    c, s = int(moved.argmax()), int(stretched.argmax())
     return (
-        f"{kind}s are normalised by the new data: centres moved by up to {shift[a]:.2f} half "
-        f"ranges ({names[a]}), scales by up to {ratio[b]:.2f}x ({names[b]})"
+        f"{kind} is normalised anew, by this data's statistics: centre moved most in {names[c]}, "
+        f"{then.center[c]:.3g} to {now.center[c]:.3g} ({moved[c]:.2g} of its old scale); scale "
+        f"changed most in {names[s]}, {then.scale[s]:.3g} to {now.scale[s]:.3g}"
     )
 
 

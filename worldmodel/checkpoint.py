@@ -41,7 +41,7 @@ from .tokens import Horizon, Pattern
 from .types import Spec
 
 FORMAT = 1
-VANISHED = 5  # times that a checkpoint may be replaced while it is being opened
+OPENINGS = 3  # times that a checkpoint is looked for when runs delete it while it is read
 WEIGHTS = "model.safetensors"
 PREFIX = "model."  # LeRobot's policy holds the world model as its attribute `model`
 
@@ -117,20 +117,28 @@ def open_checkpoint(path: str | Path, prefer: str = "last", device: str = "cpu")
 
     Raises:
         CheckpointError: not a checkpoint, of another format, truncated, or with other weights
-            than its config says.
+            than its config says; or deleted again and again while it was read.
     """
-    for _ in range(VANISHED):
+    for _ in range(OPENINGS):
         folder = find(path, prefer)
         try:
-            return _open(folder, device)
-        except CheckpointError:
-            if folder.exists():
+            opened = _open(folder, device)
+        except (CheckpointError, FileNotFoundError):
+            # A run that goes on training points its link at a new checkpoint, then deletes the old
+            # one, perhaps while it is read here; if the link still leads here, it is broken.
+            if find(path, prefer) == folder:
                 raise
-            # A run that is still training has replaced it meanwhile: its link leads elsewhere now.
-    raise CheckpointError(f"{path}: its checkpoint was replaced {VANISHED} times while being read")
+            continue
+        if opened.stamp or find(path, prefer) == folder:  # or else the stamp may be gone already
+            return opened
+    raise CheckpointError(
+        f"{path}: {OPENINGS} times the run that writes it deleted the checkpoint that was being "
+        "read; open it once more, or raise that run's fit.save_every"
+    )
 
 
 def _open(folder: Path, device: str) -> Checkpoint:
+    """`open_checkpoint` of the folder itself."""
     config = _read_json(folder / "config.json")
     if config.get("type") != "selfflow":
         raise CheckpointError(f"{folder}: a policy of type {config.get('type')!r}, not 'selfflow'")

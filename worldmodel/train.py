@@ -30,6 +30,7 @@ from . import checkpoint
 from .data import Order, Windows
 from .data.errors import did_you_mean
 from .diagnostics import teacher_signal
+from .lock import sole_writer
 from .progress import TrainProgress
 from .selfflow import SelfFlow
 from .tokens import pattern
@@ -279,6 +280,7 @@ def fit(
     minutes: float | None = None,
     seed: int = 0,
     resume: bool = False,
+    settings: str | None = None,
     console: Console | None = None,
 ) -> FitResult:
     """Train until `steps` or `minutes` are reached, whichever comes first.
@@ -290,18 +292,55 @@ def fit(
         stamp: saved with every checkpoint.
         steps, minutes: at least one of them. `minutes` counts training time over all resumes.
         resume: go on from ``out/checkpoints/last``; starts afresh where there is none.
+        settings: what the run was configured with, kept as ``out/config.yaml``.
         console: where progress is shown; None is quiet.
 
     Raises:
         ValueError: neither steps nor minutes, or a run already in `out` without `resume`.
+        LockedError: another process trains into `out`.
         checkpoint.CheckpointError: the run in `out` has other settings or data, by name; its
             training state is missing or broken; or the disk is full.
         NotFiniteError: the loss or gradient left the numbers; the last checkpoint stays.
     """
     require_length(steps, minutes)
+    with sole_writer(out):
+        return _fit(
+            objective,
+            train,
+            validation,
+            config,
+            out,
+            stamp,
+            steps=steps,
+            minutes=minutes,
+            seed=seed,
+            resume=resume,
+            settings=settings,
+            console=console,
+        )
+
+
+def _fit(
+    objective: SelfFlow,
+    train: Windows,
+    validation: Windows | None,
+    config: FitConfig,
+    out: Path,
+    stamp: dict[str, Any],
+    *,
+    steps: int | None,
+    minutes: float | None,
+    seed: int,
+    resume: bool,
+    settings: str | None,
+    console: Console | None,
+) -> FitResult:
+    """`fit` in a folder that is its own."""
     last = resumable(out, resume)
     if last:
         require_same_run(last, objective, config, stamp)
+    if settings is not None:
+        (out / "config.yaml").write_text(settings)
     keeper = checkpoint.Keeper(out / "checkpoints")
     clear_ahead(keeper.root, int(last.name) if last else -1)
     optimizers = make_optimizers(objective, config)
@@ -318,7 +357,7 @@ def fit(
     for path in (metrics.path, timing):
         keep_lines(path, state.step)
     order = Order(len(train), config.batch_size, seed)
-    run = start_wandb(config, out)
+    run = start_wandb(config, out, resumed=last is not None)
     parameters = [p for p in objective.parameters() if p.requires_grad]
     elapsed = state.seconds
     begun = time.perf_counter() - elapsed
@@ -621,8 +660,14 @@ def restore(folder: Path, objective: SelfFlow, optimizers: list[torch.optim.Opti
     return RunState(**{f.name: values[f.name] for f in fields(RunState)})
 
 
-def start_wandb(config: FitConfig, out: Path) -> Any:
-    """A wandb run, or None when it is off. A resumed run goes on as the same one.
+def start_wandb(config: FitConfig, out: Path, *, resumed: bool) -> Any:
+    """A wandb run, or None when it is off.
+
+    Its id is kept in ``out/wandb_id``, so that a run that goes on from a checkpoint goes on there
+    too; one that begins anew in the same folder gets another id. What a killed run had logged
+    after its last checkpoint wandb keeps as it is: the same steps, logged again, are the same
+    numbers. Offline, each part is a folder of its own under that id; ``wandb sync --append`` joins
+    them.
 
     Raises:
         ValueError: wandb refuses, as it does online without a login.
@@ -631,16 +676,17 @@ def start_wandb(config: FitConfig, out: Path) -> Any:
         return None
     import wandb  # slow to import, and most runs do without
 
-    mode: Any = config.wandb
     path = out / "wandb_id"
-    if not path.exists():
-        path.write_text(secrets.token_hex(4))
+    kept = path.read_text().strip() if resumed and path.exists() else ""
+    number = kept or secrets.token_hex(4)
+    path.write_text(number + "\n")
+    mode: Any = config.wandb
     try:
         return wandb.init(
-            id=path.read_text().strip(),
-            resume="allow",
             project=config.wandb_project,
             group=str(out),
+            id=number,
+            resume="allow",
             dir=str(out),
             mode=mode,
             config=asdict(config),

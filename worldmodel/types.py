@@ -17,6 +17,7 @@ D     width of the transformer;  E  width of one patch
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,24 +88,35 @@ class Spec:
         fields: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in values.items()}
         return cls(**fields)
 
-    def require_same(self, other: Spec, mine: str, theirs: str, *, image_size: bool = True) -> None:
+    def require_same(
+        self,
+        other: Spec,
+        mine: str,
+        theirs: str,
+        *,
+        image_size: bool = True,
+        may_differ: Collection[str] = (),
+    ) -> None:
         """Refuse `other` by naming the first difference that would change what the model means.
+
+        What one of the two does not know (``robot_type`` "", ``action_kind`` "unknown") is no
+        difference.
 
         Args:
             mine, theirs: what the two specs are called in the error.
             image_size: also compare image sizes (frames can be resized, so it is optional).
+            may_differ: further fields that are left out.
 
         Raises:
             SpecMismatchError: at the first difference.
         """
-        names = ["cameras", "state_names", "action_names", "fps", "action_kind"]
+        names = ["cameras", "state_names", "action_names", "robot_type", "fps", "action_kind"]
         if image_size:
             names.append("image_size")
+        unknown = {"robot_type": "", "action_kind": "unknown"}
         for name in names:
             a, b = getattr(self, name), getattr(other, name)
-            if name == "action_kind" and "unknown" in (a, b):
-                continue
-            if a != b:
+            if a != b and name not in may_differ and unknown.get(name) not in (a, b):
                 raise SpecMismatchError(
                     f"{theirs} does not fit {mine}: {name} is {b!r}, expected {a!r}"
                 )

@@ -199,7 +199,7 @@ def _require_agreement(sources: Sequence[Source], specs: Sequence[Spec]) -> None
         if i > 0:
             continue
         try:
-            specs[0].require_same(specs[j], a.name, b.name)
+            specs[0].require_same(specs[j], a.name, b.name, may_differ=("robot_type",))
         except SpecMismatchError as error:
             raise RootsDisagreeError(f"data.root: no common ground: {error}") from error
     if len({s.robot_type for s in sources}) > 1:
