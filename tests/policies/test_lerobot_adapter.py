@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lerobot.configs import NormalizationMode, PreTrainedConfig
@@ -14,10 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lerobot_policy_selfflow import SelfflowConfig, SelfflowPolicy
+from policies.chunk_fit import fit_chunk
+from policies.flow_policy import FlowPolicy, PolicyConfig
+from policies.types import Observation
 from worldmodel.checkpoint import CheckpointError, open_checkpoint, save_policy
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.sampler import sample
 from worldmodel.selfflow import ObjectiveConfig
+from worldmodel.streams import derive
 from worldmodel.tokens import Horizon, pattern
 from worldmodel.types import STATISTICS, Spec
 
@@ -42,9 +48,12 @@ SPEC = Spec(
 )
 
 
-def save(folder: Path, objective: str) -> None:
+SMOOTH = replace(SPEC, action_kind="absolute", action_targets=(1, -1), action_rank=(3, 2))
+
+
+def save(folder: Path, objective: str, spec: Spec = SPEC) -> None:
     """A checkpoint with random weights everywhere: fresh heads are zero and would hide mistakes."""
-    model = WorldModel(SPEC, HORIZON, ModelConfig(size="debug", patch=8))
+    model = WorldModel(spec, HORIZON, ModelConfig(size="debug", patch=8))
     source = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -128,6 +137,95 @@ def test_select_action_plays_a_chunk_before_it_computes_the_next(policy: Selfflo
     played = [policy.select_action(batch()) for _ in range(policy.config.n_action_steps)]
     torch.testing.assert_close(torch.stack(played, 1), chunk[:, : len(played)], rtol=0, atol=0)
     assert not policy._waiting
+
+
+# --- chunks fitted by polynomials ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smooth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose demonstrations were smooth, and began at the joint "b"."""
+    folder = tmp_path_factory.mktemp("smooth")
+    save(folder, "selfflow", SMOOTH)
+    return folder
+
+
+def shown(observation: dict[str, Tensor]) -> Observation:
+    """The same observation as our own evaluation passes it on."""
+    images = {
+        camera: (observation[f"observation.images.{camera}"] * 255).round().byte().movedim(1, -1)
+        for camera in SPEC.cameras
+    }
+    return Observation(
+        {camera: frames.numpy() for camera, frames in images.items()},
+        observation["observation.state"].numpy(),
+    )
+
+
+@pytest.mark.parametrize("facts", ["smooth", "checkpoint"])
+@pytest.mark.parametrize("execute", [3, 4, 6])
+def test_an_episode_is_played_as_our_own_policy_plays_it(
+    facts: str, execute: int, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(facts)
+    theirs = SelfflowPolicy.from_pretrained(folder)
+    theirs.config.n_action_steps = execute
+    steps = theirs.config.sampling_steps
+    ours = FlowPolicy.from_checkpoint(folder, PolicyConfig(steps=steps, execute=execute))
+    for episode in range(2):
+        if episode:
+            theirs.reset()
+        ours.reset([derive(theirs.seed, "lerobot", theirs._episode, row) for row in range(2)])
+        for t in range(3 * execute + 1):
+            now = batch(seed=100 * episode + t)
+            expected = ours.act(shown(now), np.ones(2, bool)).action
+            assert np.array_equal(theirs.select_action(now).numpy(), expected)
+
+
+def test_actions_of_a_smooth_checkpoint_are_fitted_and_joined(smooth: Path) -> None:
+    """From step to step, across the seams between chunks: no more than the polynomials allow."""
+    policy = SelfflowPolicy.from_pretrained(smooth)
+    policy.flow.config.history_weight = 1e10
+    played = np.stack([policy.select_action(batch(seed=t)).numpy() for t in range(9)], axis=1)
+    begin = batch(seed=0)["observation.state"].numpy()
+    # Three coefficients, all of them taken by the three known commands, the joint's at first.
+    np.testing.assert_allclose(played[..., 0], begin[:, 1:2].repeat(9, 1), atol=1e-3)
+    assert np.abs(np.diff(played[:, :3, 1], n=2, axis=1)).max() < 1e-4  # a straight line
+    assert np.abs(np.diff(played[:, :3, 1], axis=1)).max() > 1e-3
+
+
+def test_a_chunk_alone_is_fitted_but_joined_to_the_joints_at_most(smooth: Path) -> None:
+    """The first of an episode begins at the joints; before a later one stands nothing known."""
+    noise = torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(1))
+    fitted, raw = (SelfflowPolicy.from_pretrained(smooth) for _ in range(2))
+    raw.flow.rank = np.zeros(2, np.int64)
+    for episode in range(2):
+        for chunk in range(3):
+            now = batch(seed=chunk)
+            found = fitted.predict_action_chunk(now, noise=noise).numpy()
+            sampled = raw.predict_action_chunk(now, noise=noise).numpy()
+            nothing = np.zeros((2, 0, 2), np.float32)
+            expected = fit_chunk(sampled, nothing, np.array([3, 2]), 100.0)
+            if chunk == 0:
+                rest = now["observation.state"][:, None, [1, 1]].repeat(1, 3, 1).numpy()
+                joined = fit_chunk(sampled, rest, np.array([3, 0]), 100.0)
+                assert np.abs(joined[..., 0] - expected[..., 0]).max() > 1e-2
+                expected[..., 0] = joined[..., 0]
+            assert np.array_equal(found, expected), (episode, chunk)
+        fitted.reset()
+        raw.reset()
+
+
+def test_the_facts_of_actions_survive_lerobots_saving(smooth: Path, tmp_path: Path) -> None:
+    policy = SelfflowPolicy.from_pretrained(smooth)
+    assert policy.spec == SMOOTH
+    assert policy.flow.rank.tolist() == [3, 2]
+    policy.save_pretrained(tmp_path)
+    assert SelfflowPolicy.from_pretrained(tmp_path).spec == SMOOTH
+    assert open_checkpoint(tmp_path).spec == SMOOTH
+
+
+# --- seeds, frames, tasks ------------------------------------------------------------------------
 
 
 def test_chunks_follow_from_seed_episode_chunk_and_row(checkpoint: Path) -> None:

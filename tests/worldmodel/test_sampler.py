@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.worldmodel.models import SPECS, Question, make_model
+from tests.worldmodel.models import HORIZON, SPECS, Question, make_checkpoint, make_model
 from worldmodel.flow import TimeConfig
 from worldmodel.model import Prediction
-from worldmodel.sampler import sample
-from worldmodel.tokens import PATTERNS
+from worldmodel.sampler import draw_noise, sample
+from worldmodel.selfflow import ObjectiveConfig
+from worldmodel.tokens import PATTERNS, pattern
 
 
 def run(question: Question, steps: int = 3, **options) -> dict[str, torch.Tensor]:
@@ -96,6 +97,80 @@ def test_more_steps_come_closer_to_the_exact_flow(shift: float) -> None:
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.03
+
+
+# --- noise ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("robot", SPECS)
+@pytest.mark.parametrize("name", PATTERNS)
+def test_noise_is_drawn_for_what_is_wanted(name: str, robot: str) -> None:
+    if robot == "no camera" and name == "video":
+        pytest.skip("nothing is wanted")
+    question = Question(make_model(SPECS[robot]), name, batch=3)
+    noise = draw_noise(question.model, question.pattern, 3, torch.Generator().manual_seed(0))
+    assert {n: v.shape for n, v in noise.items()} == {n: v.shape for n, v in question.noisy.items()}
+    question.noisy, question.task = noise, torch.arange(3) % 2
+    assert all(v.isfinite().all() for v in run(question, steps=1).values())
+
+
+def test_noise_is_normal_and_follows_from_its_source() -> None:
+    model, asked = make_model(), pattern("joint", HORIZON)
+
+    def draw(seed: int) -> dict[str, torch.Tensor]:
+        return draw_noise(model, asked, 500, torch.Generator().manual_seed(seed))
+
+    first, again, other = draw(0), draw(0), draw(1)
+    for name, noise in first.items():
+        assert noise.mean().abs() < 0.05
+        assert noise.std() == pytest.approx(1, abs=0.05)
+        assert torch.equal(noise, again[name])
+        assert not torch.equal(noise, other[name])
+    flat = [first[n].flatten()[:1000] for n in ("state", "action")]
+    assert torch.corrcoef(torch.stack(flat))[0, 1].abs() < 0.1  # not the same numbers twice
+
+
+# --- regression ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["act", "joint"])
+def test_a_regression_answers_once_and_whatever_the_noise(name: str) -> None:
+    question = Question(make_model(), name)
+    before = {n: v.clone() for n, v in question.noisy.items()}
+    calls: list[int] = []
+    question.model.register_forward_hook(lambda *_: calls.append(1))
+    answer = run(question, steps=7, regression=True)
+    assert len(calls) == 1
+    assert all(torch.equal(v, before[n]) for n, v in question.noisy.items())
+    question.noisy = {n: v + 1 for n, v in before.items()}
+    other = run(question, steps=2, regression=True)
+    question.noisy = {n: torch.zeros_like(v) for n, v in before.items()}
+    plain = run(question, steps=1)
+    question.noisy = before
+    sampled = run(question, steps=1)
+    for n in before:
+        assert torch.equal(answer[n], other[n])
+        assert torch.equal(answer[n], plain[n])
+        assert (answer[n] - sampled[n]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("objective", ["flow", "selfflow", "regression"])
+def test_a_checkpoint_is_sampled_the_way_it_was_trained(objective: str) -> None:
+    question = Question(make_model(), "joint")
+    time = {"action": TimeConfig(sampling_shift=3.0)}
+    opened = make_checkpoint(question.model, ObjectiveConfig(name=objective, time=time))
+    asked = (question.pattern, question.given, question.task, question.noisy, 3)
+    found = opened.sample(*asked)
+    expected = run(question, time=time, regression=objective == "regression")
+    other = run(question, regression=objective != "regression")
+    unshifted = run(question, regression=objective == "regression")
+    for n in question.noisy:
+        assert torch.equal(found[n], expected[n])
+        assert not torch.equal(found[n], other[n])
+        assert torch.equal(found[n], unshifted[n]) is (objective == "regression")
+
+
+# --- what is asked -------------------------------------------------------------------------------
 
 
 def test_what_is_missing_or_too_much_is_named() -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.worldmodel.models import HORIZON, SPECS, make_model, make_window, randomised
-from worldmodel.diagnostics import teacher_signal
+from worldmodel.diagnostics import teacher_signal, time_gap
 from worldmodel.flow import TimeConfig, interpolate
-from worldmodel.model import token_times
-from worldmodel.selfflow import Ema, ObjectiveConfig, SelfFlow
+from worldmodel.model import Clock, Prediction, token_times
+from worldmodel.selfflow import Ema, ObjectiveConfig, Question, SelfFlow
 from worldmodel.tokens import pattern
 
 SPEC = SPECS["one camera"]
@@ -193,6 +193,34 @@ def test_student_and_teacher_see_the_same_data_noise_and_task() -> None:
     assert torch.equal(tasks["student"], tasks["teacher"])
 
 
+@pytest.mark.parametrize("plain", [0.0, 1.0])
+def test_a_clean_teacher_sees_the_data_and_all_else_is_as_it_was(plain: float) -> None:
+    window, asked = make_window(SPEC), pattern("joint", HORIZON)
+    usual, clean = (
+        make(teacher_time=time, plain_share=plain).ask(window, asked, 3)
+        for time in ("min", "clean")
+    )
+    for n, target in clean.target.items():
+        assert torch.equal(clean.noisy(clean.draw.teacher)[n], target)
+        assert not torch.equal(usual.noisy(usual.draw.teacher)[n], target)
+        assert torch.equal(clean.noisy(clean.draw.clock)[n], usual.noisy(usual.draw.clock)[n])
+        assert torch.equal(clean.draw.clock.levels[n], usual.draw.clock.levels[n])
+        assert torch.equal(clean.draw.clock.which[n], usual.draw.clock.which[n])
+        gap = time_gap(clean.draw.clock, clean.draw.teacher, n)
+        assert torch.equal(gap, clean.draw.clock.per_token(n))
+    assert make().config.teacher_time == "min"  # the paper's
+
+
+def test_a_clean_teacher_changes_the_features_to_learn_and_nothing_else() -> None:
+    window, asked = make_window(SPEC), pattern("joint", HORIZON)
+    usual, clean = (
+        make(teacher_time=time).losses(window, asked, 0).logs for time in ("min", "clean")
+    )
+    for n in ("video/front", "state", "action"):
+        assert torch.equal(torch.as_tensor(usual[f"joint/{n}/loss"]), clean[f"joint/{n}/loss"])
+        assert usual[f"joint/{n}/feature_loss"] != clean[f"joint/{n}/feature_loss"]
+
+
 def test_the_teacher_gets_no_gradient_and_the_student_head_does() -> None:
     objective = make()
     objective.losses(make_window(SPEC), pattern("act", HORIZON), 0).total.backward()
@@ -251,6 +279,20 @@ def test_padded_actions_count_only_where_asked_for(padded: bool) -> None:
     assert torch.equal(a.total, b.total) is not padded
 
 
+@pytest.mark.parametrize("kind", ["delta", "absolute", "unknown"])
+def test_changes_past_the_end_never_count(kind: str) -> None:
+    """Repeating the last change is not staying put, whatever the setting says."""
+    window = make_window(SPEC)
+    window.action_valid[:, 4:] = False
+    other = replace(window, action=window.action.clone())
+    other.action[:, 4:] = -other.action[:, 4:]
+    objective = make("regression", spec=replace(SPEC, action_kind=kind), padded_actions=True)
+    a, b = (objective.losses(w, pattern("act", HORIZON), 0).total for w in (window, other))
+    assert torch.equal(a, b) is (kind == "delta")
+    assert objective.config.padded_actions is (kind != "delta")
+    assert objective.source.padded_actions  # as configured: what checkpoints store
+
+
 def test_frames_outside_the_episode_carry_no_loss() -> None:
     window = make_window(SPEC)
     window.frame_valid[:, 3] = False
@@ -297,11 +339,62 @@ def test_equal_views_show_no_teacher_signal_and_others_do() -> None:
     assert clean_signal["joint/action/asymmetry"] < mixed_signal["joint/action/asymmetry"]
 
 
+@pytest.mark.parametrize("name", ["flow", "regression"])
+def test_an_objective_with_one_time_a_sample_has_no_signal(name: str) -> None:
+    objective = make(name)
+    assert teacher_signal(objective, make_window(SPEC), pattern("joint", HORIZON), 0) == {}
+    masked = make(mask_ratio=NONE | {"state": 0.3}, plain_share=0.0)
+    signal = teacher_signal(masked, make_window(SPEC), pattern("joint", HORIZON), 0)
+    assert {k.split("/")[1] for k in signal} == {"state"}
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_the_signal_is_of_the_tokens_that_count_and_differ(
+    padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With features that turn with time, the cosine of two views is that of their time gap."""
+    objective = make(plain_share=0.5, padded_actions=padded, draws={})
+
+    def turn(asked: Question, clock: Clock) -> Prediction:
+        features, slices, start = [], {}, 0
+        for name, v in asked.target.items():
+            count = v.shape[1] * v.shape[2]
+            time = clock.per_token(name).expand(len(v), count)
+            features.append(torch.stack([time.cos(), time.sin()], -1))
+            slices[name] = slice(start, start + count)
+            start += count
+        return Prediction({}, {}, {objective.teacher_layer: torch.cat(features, 1)}, slices)
+
+    monkeypatch.setattr(objective, "teach", turn)
+    window, chosen = make_window(SPEC, batch=32), pattern("joint", HORIZON)
+    window.action_valid[:, 2:] = False
+    window.frame_valid[:, 3:] = False
+    signal = teacher_signal(objective, window, chosen, 5)
+    drawn = objective.ask(window, chosen, 5).draw
+    for name, per_step, valid in (
+        ("video/front", 6, window.frame_valid[:, 2:]),
+        ("state", 1, window.frame_valid[:, 2:]),
+        ("action", 1, window.action_valid | padded),
+    ):
+        gap = drawn.clock.per_token(name) - drawn.teacher.per_token(name)
+        gap = gap[valid.repeat_interleave(per_step, 1) & (gap > 1e-3)]
+        assert 0 < len(gap) < drawn.clock.which[name].numel()
+        assert signal[f"joint/{name}/asymmetry"] == pytest.approx(float(gap.cos().median()))
+        distances = {k: v for k, v in signal.items() if k.startswith(f"joint/{name}/distance")}
+        for k, v in distances.items():
+            low, high = (float(edge) for edge in k.split("/")[-1].split("-"))
+            here = gap[(gap > low) & (gap <= high)]
+            assert v == pytest.approx(float((1 - here.cos()).mean()), abs=1e-6)
+        assert list(distances.values()) == sorted(distances.values())
+        assert len(distances) >= 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"name": "flows"}, "unknown objective 'flows'; there are"),
         ({"mask_shape": "tube"}, "unknown mask_shape 'tube'"),
+        ({"teacher_time": "max"}, "unknown teacher_time 'max'; there are .'min', 'clean'."),
         ({"patterns": {"acts": 1.0}}, r"unknown patterns \['acts'\]"),
         ({"mask_ratio": {"action": 0.6}}, r"mask_ratio.action is in \[0, 0.5\], found 0.6"),
         ({"student_depth": 0.8}, "student_depth < teacher_depth"),
