@@ -93,8 +93,8 @@ $(PYTHON): | $(UV_BOOTSTRAP)
 	@touch $@
 
 # A second's look before gigabytes are fetched; `python -m envs.rendering` later draws a real frame.
-# A display, or a backend that was chosen by hand, is left alone.
-# It comes before the environment is made, so any Python that runs will do; without one it is skipped.
+# A display, or a backend that was chosen by hand, is left alone. It comes before the environment is
+# made, so any Python that runs will do; where there is none, the setup says so.
 graphics:
 	@if [ "$$(uname -s)" != Linux ] || [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || \
 		[ "$$MUJOCO_GL" = glfw ]; then exit 0; fi; \

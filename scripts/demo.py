@@ -208,7 +208,7 @@ def run(values: DictConfig) -> None:
 
 
 def main() -> None:
-    refuse_unknown_keys(DemoConfig, sys.argv[1:], ("model", "objective", "limits"))
+    refuse_unknown_keys(DemoConfig, sys.argv[1:], ("model", "objective", "joint_limits"))
     run()
 
 

@@ -171,6 +171,28 @@ def environment_options(config: EvaluateConfig, policy: Policy) -> dict[str, Any
     return options | dict(config.options or {})
 
 
+def require_cameras(config: EvaluateConfig, options: dict[str, Any], policy: Policy) -> None:
+    """Refuse a checkpoint whose cameras the world does not have, before a camera is made.
+
+    Raises:
+        SpecMismatchError: names the cameras of both.
+    """
+    spec: Spec | None = getattr(policy, "spec", None)
+    if spec is None:
+        return
+    plain = envs.make(config.env)
+    cameras: Any = plain.unwrapped
+    has = list(cameras.cameras)
+    plain.close()
+    if missing := [c for c in options["cameras"] if c not in has]:
+        robot = f" ({spec.robot_type})" if spec.robot_type else ""
+        raise SpecMismatchError(
+            f"environment {config.env} does not fit the checkpoint, which is for another robot"
+            f"{robot}: it has no camera {missing}, it has {has}; the checkpoint's joints are "
+            f"{list(spec.action_names[:4])}, ..."
+        )
+
+
 def environment_spec(env: gym.Env) -> Spec:
     """The facts of a world, in the form that a checkpoint carries."""
     world: Any = env.unwrapped
@@ -205,6 +227,7 @@ def run_evaluation(
     for other in others.values():  # now rather than after an hour of episodes
         reports.require_same_resets(seeds, reports.seeds_of(other))
     options = environment_options(config, policy)
+    require_cameras(config, options, policy)
     blind = options | {"cameras": []}
 
     try:
@@ -538,7 +561,7 @@ def run(config: DictConfig) -> None:
 
 
 def main() -> None:
-    refuse_unknown_keys(EvaluateConfig, sys.argv[1:])
+    refuse_unknown_keys(EvaluateConfig, sys.argv[1:], ("joint_limits",))
     run()
 
 

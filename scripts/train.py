@@ -141,9 +141,8 @@ def train(config: TrainConfig, console: Console, data: Data | None = None) -> Fi
     if config.init:
         stamp["init"] = str(config.init)
         if not last:
-            say(console, f"init        {config.init}")
-            for line in start_from(model, config.init):
-                say(console, f"            {line}")
+            notes = [config.init, *start_from(model, config.init)]
+            say(console, escape("init        " + "\n            ".join(notes)))
     objective = SelfFlow(model, config.objective, config.seed).to(device)
     count = sum(p.numel() for p in model.parameters())
     console.print(
@@ -170,8 +169,8 @@ def train(config: TrainConfig, console: Console, data: Data | None = None) -> Fi
 def start_from(model: WorldModel, path: str) -> list[str]:
     """Load a checkpoint's weights into a new model of the same kind.
 
-    States and actions are normalised by the new data's statistics, not by the checkpoint's: those
-    clamp what lies outside of what it saw. Tasks are matched by their text: those that the
+    States and actions are normalised by the new data's statistics: the checkpoint's would clamp
+    what lies outside of what it saw. Tasks are matched by their text: those that the
     checkpoint does not know start afresh.
 
     Returns:

@@ -87,3 +87,18 @@ def test_configurations_hold_values_not_code(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "_target_" not in text
     assert "${oc.env" not in text
+
+
+def test_the_demo_evaluates_as_the_script_does_but_for_what_it_says() -> None:
+    """What ``scripts.evaluate`` gets from its configuration, such as limits, the demo gets too."""
+    demo, alone = compose("demo").evaluate, compose("evaluate")
+    said = {"checkpoint", "env", "episodes", "seed", "steps", "out"}
+    assert said <= set(OmegaConf.load(CONFIGS / "demo.yaml").evaluate)
+    for name in sorted(set(alone) - said):
+        assert demo[name] == alone[name], name
+    assert len(demo.limits.velocity) == len(demo.limits.jerk) == 7
+
+
+def test_limits_can_be_left_out() -> None:
+    assert compose("evaluate", "limits=null").limits is None
+    assert compose("demo", "evaluate.limits=null").evaluate.limits is None

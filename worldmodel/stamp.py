@@ -22,6 +22,7 @@ import torch
 from .data import Data
 from .tokens import Horizon
 
+UNITS = "as recorded in the dataset"
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "lerobot")
 
 
@@ -99,6 +100,9 @@ def _cpu_name() -> str:
 def stamp_of(data: Data, horizon: Horizon, seed: int) -> dict[str, Any]:
     """The stamp of a checkpoint: `stamp` of the machine, and what it was trained on.
 
+    ``window`` counts frames (past, future and their strides) and actions (chunk), at ``fps`` a
+    second; ``targets`` says which state each absolute action is a target for. Values are in the
+    units in which the dataset records them; LeRobot datasets do not say which these are.
     ``environment`` is there when the dataset says which simulated world it was collected in
     (``meta/source.json``, written by ``scripts.collect``).
     """
@@ -113,13 +117,18 @@ def stamp_of(data: Data, horizon: Horizon, seed: int) -> dict[str, Any]:
             "train_episodes": len(data.train_episodes),
             "validation_episodes": data.validation_episodes,
         },
+        "robot": spec.robot_type or None,
         "cameras": {c: list(spec.image_size) for c in spec.cameras},
+        "states": {"names": list(spec.state_names), "units": UNITS},
         "actions": {
             "names": list(spec.action_names),
+            "units": UNITS,
             "kind": spec.action_kind,
             "fps": spec.fps,
-            "units": "as recorded",
-            "targets": dict(zip(spec.action_names, spec.action_targets, strict=False)),
+            "targets": {
+                name: spec.state_names[where] if where >= 0 else None
+                for name, where in zip(spec.action_names, spec.action_targets, strict=False)
+            },
         },
         "window": asdict(horizon),
     }

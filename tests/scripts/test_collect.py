@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ import envs
 from envs.recording import Episode, record
 from scripts import collect as script
 from scripts.collect import CollectConfig, attempt_seed, collect
+from scripts.evaluate import environment_spec
 from tests.envs.test_dataset import read
+from worldmodel.data import DataConfig, open_data
+from worldmodel.types import SpecMismatchError
 
 BASE: dict[str, Any] = {"env": "reach", "image_size": 16, "cameras": ["front"], "commit_every": 2}
 ARGUMENTS = ["env=reach", "image_size=16", "cameras=[front]", "commit_every=2"]
@@ -193,6 +197,19 @@ def test_wrong_values_are_explained_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         collect(CollectConfig(**values))
     assert not (tmp_path / "data").exists()
+
+
+def test_what_was_collected_fits_its_own_environment_and_no_other_robot(tmp_path: Path) -> None:
+    collect(CollectConfig(**BASE, episodes=2, out=str(tmp_path / "data"), workers=0))
+    config = DataConfig(str(tmp_path / "data"), image_size=16, cache_dir=str(tmp_path / "cache"))
+    data = open_data(config, progress=False).spec
+    env = envs.make("reach", cameras=("front",), image_size=16)
+    world = environment_spec(env)
+    env.close()
+    assert world.robot_type == data.robot_type != ""
+    data.require_same(world, "the data", "the environment")
+    with pytest.raises(SpecMismatchError, match=f"'another', expected '{data.robot_type}'"):
+        data.require_same(replace(world, robot_type="another"), "the data", "the environment")
 
 
 def test_the_configuration_composes_into_the_dataclass(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 from scripts import demo as script
 from scripts.demo import PeakMemory
 from tests.test_configs import compose
+from worldmodel.lock import LockedError, sole_writer
 
 TINY = (
     "collect.episodes=3",
@@ -106,6 +108,16 @@ def test_only_the_stages_of_an_earlier_demo_are_cleared(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     script.clear(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["notes"]
+
+
+def test_a_demo_that_is_training_is_not_cleared(tmp_path: Path) -> None:
+    (tmp_path / "demonstrations").mkdir()
+    with (
+        sole_writer(tmp_path / "train"),
+        pytest.raises(LockedError, match=f"pid {os.getpid()}.*{tmp_path / 'train'}"),
+    ):
+        script.clear(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"demonstrations", "train"}
 
 
 def test_the_configuration_is_whole() -> None:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
 from safetensors.torch import load_file
 
 from scripts import train as script
 from scripts.train import TrainConfig
 from tests.datasets import write_dataset
 from tests.test_configs import compose
+from worldmodel.checkpoint import open_checkpoint
+from worldmodel.data import Normalizer, open_data
+from worldmodel.model import WorldModel
 
 # `python -m scripts.train` with everything heavy imported once: each line on stdin is a command
 # line, run in a fork of its own, which is a process to be killed like any other.
@@ -250,6 +256,33 @@ def test_a_finished_run_is_left_as_it_is(trainer: Trainer, whole: Path) -> None:
     assert (whole / "metrics.jsonl").read_bytes() == metrics
 
 
+def test_a_second_process_with_the_same_folder_ends_at_once_and_changes_nothing(
+    trainer: Trainer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    """And after a SIGKILL the folder is free, with nothing to clean up."""
+    out = tmp_path / "run"
+    running = trainer.start(f"out={out}", "steps=100000", "fit.save_every=5")
+    base = ("experiment=debug", f"out={out}", f"data.root={data}", "steps=9")
+
+    while last_step(out) < 0 and running.alive():
+        time.sleep(0.01)
+    settings = (out / "config.yaml").read_text()
+    try:
+        for more in ((), ("resume=true",), ("resume=true", "objective=flow")):
+            said = fails(monkeypatch, capsys, *base, *more)
+            assert f"pid {running.pid}) is writing into {out}" in said
+    finally:
+        code, log = running.kill_when(lambda: True, signal.SIGKILL)
+    assert code == -signal.SIGKILL, log
+    assert (out / "config.yaml").read_text() == settings
+    code, log = trainer.run(f"out={out}", f"steps={last_step(out) + 1}", "resume=true")
+    assert code == 0, log
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_it_saves_says_how_to_go_on_and_goes_on_exactly(
     trainer: Trainer, whole: Path, tmp_path: Path, number: signal.Signals, code: int
@@ -389,10 +422,6 @@ def test_init_is_refused_for_another_robot_or_model_by_name(
 
 def test_init_matches_tasks_by_their_text(data: Path, whole: Path, tmp_path: Path) -> None:
     """Weights as they are; known tasks keep their embedding, wherever they stand in the list."""
-    from worldmodel.checkpoint import open_checkpoint
-    from worldmodel.data import open_data
-    from worldmodel.model import WorldModel
-
     config: Any = OmegaConf.to_object(compose("train", "experiment=debug"))
     tasks = ("another thing", "move the square")
     config.data.root = str(write_dataset(tmp_path / "more", episodes=4, length=12, tasks=tasks))
@@ -409,12 +438,78 @@ def test_init_matches_tasks_by_their_text(data: Path, whole: Path, tmp_path: Pat
     assert now["task.weight"][unknown].equal(fresh[unknown])
 
 
+def test_init_says_what_means_something_else_to_the_weights(whole: Path) -> None:
+    old = open_checkpoint(whole).model
+    assert script.start_from(WorldModel(old.spec, old.horizon, old.config, 1), str(whole)) == []
+    stats = json.loads(json.dumps(old.spec.stats))
+    for name in stats["action"]:  # the second dimension twice as far, a little to the side
+        first, second = stats["action"][name]
+        stats["action"][name] = [first, 2 * second if name == "std" else 2 * second + 0.25]
+    other = replace(
+        old.spec,
+        stats=stats,
+        fps=30.0,
+        robot_type="another",
+        action_kind="delta",
+        image_size=(16, 32),
+        tasks=(*old.spec.tasks, "sort the squares"),
+    )
+    new = WorldModel(other, replace(old.horizon, chunk=4), old.config, seed=9)
+    lines = script.start_from(new, str(whole))
+    then, now = (Normalizer(x["action"], "quantile") for x in (old.spec.stats, stats))
+    name = other.action_names[1]
+    assert lines[0].startswith("action is normalised anew, by this data's statistics")
+    assert f"in {name}, {then.center[1]:.3g} to {now.center[1]:.3g}" in lines[0]
+    assert f"in {name}, {then.scale[1]:.3g} to {now.scale[1]:.3g}" in lines[0]
+    assert lines[1:] == [
+        "robot_type was 'square', is 'another'",
+        "fps was 20.0, is 30.0",
+        "action_kind was 'unknown', is 'delta'",
+        "image_size was (32, 32), is (16, 32)",
+        "data.chunk was 8, is 4",
+        "tasks that start afresh: 'sort the squares'",
+    ]
+    assert new.state_dict()["head.action.weight"].equal(old.state_dict()["head.action.weight"])
+
+
+def test_init_tells_the_user(whole: Path, tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "other", episodes=2, length=12, seed=5)
+    config: Any = OmegaConf.to_object(
+        compose("train", "experiment=debug", f"data.root={root}", f"init={whole}", "steps=1")
+    )
+    config.out, text = str(tmp_path / "run"), io.StringIO()
+    script.train(config, Console(file=text, width=60))
+    lines = text.getvalue().splitlines()
+    at = lines.index(f"init        {whole}")
+    assert [line.split()[:3] for line in lines[at + 1 : at + 3]] == [
+        ["state", "is", "normalised"],
+        ["action", "is", "normalised"],
+    ]
+
+
+def test_a_run_whose_stamp_says_less_resumes(trainer: Trainer, whole: Path, tmp_path: Path) -> None:
+    """Stamps of earlier versions lack entries."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out, symlinks=True)
+    path = out / "checkpoints/last/stamp.json"
+    stamp = json.loads(path.read_text())
+    for name in ("robot", "states", "actions", "window", "cameras"):
+        del stamp[name]
+    path.write_text(json.dumps(stamp))
+    code, log = trainer.run(f"out={out}", "resume=true", "fit.dtype=float32", "steps=25")
+    assert code == 0, log
+
+
 @pytest.mark.slow
 def test_wandb_offline_needs_neither_network_nor_login(trainer: Trainer, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    code, log = trainer.run(f"out={out}", "fit.wandb=offline", "steps=10")
-    assert code == 0, log
-    assert list((out / "wandb").glob("offline-run-*/*.wandb"))
+    for arguments in (["steps=10"], ["steps=12", "resume=true"]):
+        code, log = trainer.run(f"out={out}", "fit.wandb=offline", *arguments)
+        assert code == 0, log
+        time.sleep(1)  # folders are named by the second
+    files = sorted((out / "wandb").glob("offline-run-*/run-*.wandb"))
+    number = (out / "wandb_id").read_text().strip()
+    assert [f.name for f in files] == [f"run-{number}.wandb"] * 2
 
 
 def test_wandb_is_not_imported_unless_asked_for(root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import re
 import stat
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.worldmodel.models import HORIZON, SPECS, make_model
+from worldmodel import checkpoint as module
 from worldmodel.checkpoint import (
     CheckpointError,
     Keeper,
@@ -111,6 +113,71 @@ def test_what_is_no_checkpoint_is_described(tmp_path: Path) -> None:
         find(tmp_path / "run" / "metrics.jsonl")
 
 
+# --- while a run goes on -------------------------------------------------------------------------
+
+
+def save_as(step: int):
+    """Fills a checkpoint folder whose stamp says `step`."""
+    return lambda folder: save_policy(folder, make_model(), ObjectiveConfig(), {"step": step})
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["deleted", "being deleted"])
+@pytest.mark.parametrize("read", ["config.json", "stamp.json", WEIGHTS])
+def test_a_checkpoint_that_is_deleted_while_it_is_opened_gives_way_to_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: str, whole: bool
+) -> None:
+    """The run saves its next one before `read` is read, which deletes the folder that was found."""
+    if not whole:  # other files of the folder are still there
+        monkeypatch.setattr(module.shutil, "rmtree", lambda f, **_: (f / read).unlink(True))
+    keeper = Keeper(tmp_path / "checkpoints")
+    keeper.write(1, save_as(1))
+    saved: list[Path] = []
+
+    def save_next(before: bool) -> None:
+        if before and not saved:
+            saved.append(keeper.write(2, save_as(2)))
+
+    plain_exists, plain_open = Path.exists, module._read_json
+
+    def exists(path: Path, **options) -> bool:
+        save_next(read == "stamp.json" and path.name == read)
+        return plain_exists(path, **options)
+
+    def read_json(path: Path):
+        save_next(read == "config.json" and path.name == read)
+        return plain_open(path)
+
+    def load_weights(*arguments):
+        save_next(read == WEIGHTS)
+        return plain_load(*arguments)
+
+    plain_load = module.load_weights
+    monkeypatch.setattr(Path, "exists", exists)
+    monkeypatch.setattr(module, "_read_json", read_json)
+    monkeypatch.setattr(module, "load_weights", load_weights)
+    opened = open_checkpoint(tmp_path)
+    assert (opened.path.name, opened.stamp) == ("00000002", {"step": 2})
+
+
+def test_a_run_that_deletes_every_checkpoint_while_it_is_read_is_an_error_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Keeper(tmp_path / "checkpoints")
+    keeper.write(1, save_as(1))
+    plain, steps = module.load_weights, iter(range(2, 99))
+
+    def load_weights(*arguments):
+        step = next(steps)
+        keeper.write(step, save_as(step))
+        return plain(*arguments)
+
+    monkeypatch.setattr(module, "load_weights", load_weights)
+    with pytest.raises(CheckpointError, match="3 times.*deleted.*fit.save_every"):
+        open_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no such folder: .*00000004.*'00000005'"):
+        open_checkpoint(tmp_path / "checkpoints" / "00000004")  # by name there is no successor
+
+
 # --- broken folders ------------------------------------------------------------------------------
 
 
@@ -169,18 +236,29 @@ def test_a_broken_config_is_named(folder: Path) -> None:
         ("cameras", ("wrist",)),
         ("state_names", ("x", "z", "y")),
         ("action_names", ("a", "b", "c")),
+        ("robot_type", "another arm"),
         ("fps", 30),
+        ("action_kind", "delta"),
         ("image_size", (32, 32)),
     ],
 )
 def test_another_robot_is_refused_by_its_first_difference(folder: Path, name, value) -> None:
     spec = open_checkpoint(folder).spec
+    spec = dataclasses.replace(spec, robot_type="this arm", action_kind="absolute")
     spec.require_same(dataclasses.replace(spec, tasks=("another",)), "the checkpoint", "the robot")
     other = dataclasses.replace(spec, **{name: value})
-    with pytest.raises(
-        SpecMismatchError, match=f"the robot does not fit the checkpoint: {name} is"
-    ):
+    both = rf"{name} is {re.escape(repr(value))}, expected {re.escape(repr(getattr(spec, name)))}"
+    with pytest.raises(SpecMismatchError, match=f"the robot does not fit the checkpoint: {both}"):
         spec.require_same(other, "the checkpoint", "the robot")
+    spec.require_same(other, "the checkpoint", "the robot", may_differ=(name,))
+
+
+@pytest.mark.parametrize(("name", "value"), [("robot_type", ""), ("action_kind", "unknown")])
+def test_what_one_of_two_robots_does_not_know_is_no_difference(name: str, value: str) -> None:
+    known = dataclasses.replace(SPECS["one camera"], robot_type="this arm", action_kind="absolute")
+    other = dataclasses.replace(known, **{name: value})  # type: ignore[arg-type]
+    known.require_same(other, "the checkpoint", "the robot")
+    other.require_same(known, "the robot", "the checkpoint")
 
 
 # --- writing -------------------------------------------------------------------------------------

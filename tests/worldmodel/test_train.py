@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from tests.datasets import write_dataset
 from worldmodel import train as module
 from worldmodel.checkpoint import CheckpointError, open_checkpoint
 from worldmodel.data import Data, DataConfig, Order, open_data
+from worldmodel.lock import LockedError
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.progress import TrainProgress, clock
 from worldmodel.selfflow import ObjectiveConfig, SelfFlow
@@ -301,6 +304,52 @@ def test_a_checkpoint_that_cannot_resume_says_so(data: Data, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="instead of a link.*init="):
         train(data, tmp_path, steps=2, resume=True)
     assert open_checkpoint(tmp_path).stamp["step"] == 1
+
+
+def test_a_folder_that_is_trained_into_is_refused_until_that_ends(
+    data: Data, tmp_path: Path
+) -> None:
+    refused = []
+
+    def second() -> None:
+        with pytest.raises(LockedError, match=rf"pid {os.getpid()}\) is writing into {tmp_path}"):
+            train(data, tmp_path, steps=9, resume=True, settings="another")
+        refused.append((tmp_path / "config.yaml").read_text())
+
+    learner = after(3, second, objective(data))
+    train(data, tmp_path, steps=4, learner=learner, settings="its own")
+    assert refused == ["its own"]
+    assert train(data, tmp_path, steps=5, resume=True).steps == 5
+
+
+@pytest.fixture
+def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A stand-in for wandb: what its runs were begun with."""
+    begun: list[dict[str, Any]] = []
+
+    def init(**settings: Any) -> SimpleNamespace:
+        begun.append(settings)
+        return SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+
+    fake = SimpleNamespace(init=init, Error=RuntimeError)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return begun
+
+
+def test_a_resumed_run_is_the_same_run_to_wandb(
+    data: Data, tmp_path: Path, wandb_runs: list[dict[str, Any]]
+) -> None:
+    config = replace(CONFIG, wandb="offline")
+    train(data, tmp_path / "a", config, steps=1)
+    train(data, tmp_path / "a", steps=2, resume=True)  # wandb=off in between changes nothing
+    train(data, tmp_path / "a", config, steps=3, resume=True)
+    train(data, tmp_path / "b", config, steps=1)
+    first, resumed, other = wandb_runs
+    assert first["id"] == resumed["id"] != other["id"]
+    assert {run["resume"] for run in wandb_runs} == {"allow"}
+    shutil.rmtree(tmp_path / "a" / "checkpoints")  # from the beginning: no longer that run
+    train(data, tmp_path / "a", config, steps=1, resume=True)
+    assert wandb_runs[-1]["id"] not in (first["id"], other["id"])
 
 
 def test_the_dtype_that_auto_chose_is_kept(

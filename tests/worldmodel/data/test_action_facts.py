@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -276,11 +277,11 @@ def test_a_misspelt_kind_is_refused_with_the_right_one() -> None:
 
 
 def test_facts_are_of_the_training_split_and_the_chunk(absolute: Path, opened) -> None:
-    for options in ({"chunk": 8}, {"chunk": 16}, {"chunk": 16, "episodes": [1, 4]}):
-        data = opened(absolute, validation=0.5, **options)
+    for chunk, episodes in ((8, None), (16, None), (16, [1, 4])):
+        data = opened(absolute, validation=0.5, chunk=chunk, episodes=episodes)
         every = data.train.batch(np.arange(len(data.train)), future=False)
         whole = every.action[every.action_valid.all(1)].numpy()
-        assert len(whole) == len(data.train_episodes) * (61 - options["chunk"])
+        assert len(whole) == len(data.train_episodes) * (61 - chunk)
         assert data.spec.action_rank == action_rank(whole)
     long, short = (opened(absolute, chunk=n).spec.action_rank for n in (24, 6))
     assert long[0] > short[0] > 0
@@ -295,7 +296,11 @@ def test_episodes_too_short_for_a_chunk_tell_no_rank(absolute: Path, opened) -> 
 # --- kept ----------------------------------------------------------------------------------------
 
 
-FACTS = {"action_kind": "absolute", "action_targets": (2, -1), "action_rank": (5, 0)}
+FACTS: dict[str, Any] = {
+    "action_kind": "absolute",
+    "action_targets": (2, -1),
+    "action_rank": (5, 0),
+}
 
 
 def test_the_facts_survive_json(absolute: Path, opened) -> None:
