@@ -32,7 +32,9 @@ def fit_matrix(rank: int, known: int, new: int, weight: float) -> np.ndarray:
         ``[new, known + new]``, float64.
     """
     steps = np.linspace(-1, 1, known + new)
-    basis = np.polynomial.legendre.legvander(steps, min(rank, known + new) - 1)
+    if rank >= known + new:
+        return np.eye(known + new)[known:]
+    basis = np.linalg.qr(np.polynomial.legendre.legvander(steps, rank - 1))[0]
     root = np.sqrt(np.r_[np.full(known, weight), np.ones(new)])[:, None]
     solution = basis @ np.linalg.pinv(root * basis) * root.T
     solution.setflags(write=False)

@@ -136,8 +136,10 @@ class FlowPolicy:
         self._seed = np.asarray(seeds, np.int64)
         count, chunk = len(seeds), self.horizon.chunk
         self._number = np.zeros(count, np.int64)  # chunks computed in this episode
+        self._steps = np.zeros(count, np.int64)  # actions executed in this episode
         self._at = np.full(count, chunk)  # next action of the running chunk
         self._chunk = np.zeros((count, chunk, self.spec.action_dim), np.float32)
+        self._executed = np.zeros((count, self.config.history, self.spec.action_dim), np.float32)
         self._history: list[list[tuple[dict[str, np.ndarray], np.ndarray]]] = [
             [] for _ in range(count)
         ]
@@ -146,6 +148,7 @@ class FlowPolicy:
         """Start new episodes in these slots only."""
         for slot, seed in zip(slots, seeds, strict=True):
             self._seed[slot], self._number[slot], self._at[slot] = seed, 0, self.horizon.chunk
+            self._steps[slot] = 0
             self._history[slot] = []
 
     def act(self, observation: Observation, active: np.ndarray) -> Decision:
@@ -164,6 +167,10 @@ class FlowPolicy:
             latency_ms=latency,
         )
         self._at[active] += 1
+        self._steps[active] += 1
+        if self.config.history:
+            rolled = np.concatenate([self._executed[:, 1:], decision.action[:, None]], axis=1)
+            self._executed[active] = rolled[active]
         return decision
 
     def _remember(self, observation: Observation, active: np.ndarray) -> None:
@@ -177,10 +184,9 @@ class FlowPolicy:
     def _compute(self, due: np.ndarray, tasks: list[str] | None, start: float) -> dict[str, float]:
         """Compute chunks for the slots in `due`; first chunks have no committed prefix."""
         stages: dict[str, float] = {}
-        fresh = self._number[due] == 0
-        for group in (due[fresh], due[~fresh]):
-            if not len(group):
-                continue
+        # Computed together: slots that have executed equally many of the commands that count.
+        executed = np.minimum(self._steps[due], max(1, self.config.history))
+        for group in (due[executed == n] for n in np.unique(executed)):
             prefix = 0 if self._number[group[0]] == 0 else self.config.prefix
             video, state = self._observe(group)
             committed = None
@@ -197,9 +203,10 @@ class FlowPolicy:
                 stages[name] = stages.get(name, 0.0) + value
             known = None
             if self._number[group[0]]:
-                executed = min(self.config.history, self.config.execute)
-                steps = self._at[group][:, None] + np.arange(-executed, prefix)
-                known = self._chunk[group[:, None], steps]
+                count = min(self.config.history, int(self._steps[group[0]]))
+                known = self._executed[group, self.config.history - count :]
+                if committed is not None:
+                    known = np.concatenate([known, committed], axis=1)
             chunk[:, prefix:] = self.smooth(chunk[:, prefix:], known, state[:, -1])
             self._chunk[group] = chunk
             self._at[group] = 0

@@ -188,3 +188,10 @@ def test_noise_goes_and_the_movement_stays(known: int) -> None:
     assert jerk(fitted) < 0.25 * jerk(sampled)
     # 6 of 16 numbers are kept, and with them that share of the noise's variance, or less of it.
     assert error(fitted) < 1.05 * error(sampled) * np.sqrt(6 / 16)
+
+
+def test_any_number_of_coefficients_from_the_user_is_safe() -> None:
+    new, known = draw(2, 64, 3), draw(2, 3, 3, seed=1)
+    assert np.array_equal(fit_chunk(new, known, ranks(1000, 67, 68), 100.0), new)
+    nearly = fit_chunk(new, known, ranks(60, 60, 60), 1.0)
+    assert np.abs(nearly).max() < 10 * np.abs(new).max()

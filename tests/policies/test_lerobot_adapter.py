@@ -163,7 +163,7 @@ def shown(observation: dict[str, Tensor]) -> Observation:
 
 
 @pytest.mark.parametrize("facts", ["smooth", "checkpoint"])
-@pytest.mark.parametrize("execute", [3, 4, 6])
+@pytest.mark.parametrize("execute", [1, 2, 3, 4, 6])
 def test_an_episode_is_played_as_our_own_policy_plays_it(
     facts: str, execute: int, request: pytest.FixtureRequest
 ) -> None:

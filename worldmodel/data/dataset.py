@@ -115,14 +115,14 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
 
     rows = np.concatenate([np.arange(start, start + n) for start, n in (spans[e] for e in train)])
     states, actions = state.take(rows).numpy(), action.take(rows).numpy()
+    stats = {"state": statistics(states), "action": statistics(actions)}
     targets = action_targets(states, actions, specs[0].state_names, specs[0].action_names)
     kind = config.action_kind
     if kind == "auto":  # deltas are not guessed: too much looks like them
-        moving = np.flatnonzero(actions.std(0) > 1e-6)
+        moving = np.flatnonzero(np.array(stats["action"]["std"]) > 1e-6)
         absolute = 2 * sum(targets[i] >= 0 for i in moving) > len(moving)
         kind = "absolute" if absolute else "unknown"
     training = windows(train)
-    stats = {"state": statistics(states), "action": statistics(actions)}
     robots = {s.robot_type for s in sources}
     spec = Spec(
         cameras=specs[0].cameras,

@@ -77,7 +77,10 @@ def action_rank(chunks: np.ndarray) -> tuple[int, ...]:
         values = chunks[:, :, d].astype(np.float64)
         low, high = np.quantile(values, (0.01, 0.99))
         power = np.square(values @ basis).mean(0)  # of each coefficient; the basis is orthonormal
-        left = np.sqrt(np.maximum(power.sum() - np.cumsum(power), 0) / steps)
+        after = np.append(
+            np.cumsum(power[::-1])[::-1][1:], 0
+        )  # the last is 0, not a rounding error
+        left = np.sqrt(after / steps)
         enough = np.flatnonzero(left <= max(FIT_TOLERANCE * (high - low) / 2, 1e-6))
         rank = int(enough[0]) + 1
         ranks.append(rank if rank <= max(1, min(LARGEST_RANK, steps // 2)) else 0)

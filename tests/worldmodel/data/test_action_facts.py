@@ -15,7 +15,7 @@ from tests.worldmodel.models import SPECS, make_model
 from worldmodel.checkpoint import open_checkpoint, save_policy
 from worldmodel.data import DataConfig, DatasetError, open_data
 from worldmodel.data.dataset import RANK_WINDOWS, _whole_chunks
-from worldmodel.data.stats import FIT_TOLERANCE, action_rank, action_targets
+from worldmodel.data.stats import FIT_TOLERANCE, action_rank, action_targets, statistics
 from worldmodel.selfflow import ObjectiveConfig
 from worldmodel.types import Spec
 
@@ -339,3 +339,16 @@ def test_facts_about_the_path_of_actions_do_not_make_another_robot() -> None:
         replace(spec, action_kind="absolute").require_same(
             replace(spec, action_kind="delta"), "a", "b"
         )
+
+
+def test_far_from_zero_is_no_reason_to_fail() -> None:
+    for seed in range(20):
+        noise = np.random.default_rng(seed).standard_normal((300, 8, 1))
+        assert action_rank((5e5 + noise).astype(np.float32))[0] in range(9)
+
+
+def test_a_parked_joint_has_no_spread() -> None:
+    """In float32 the spread of many equal numbers is not zero; `open_data` asks `statistics`."""
+    rows = np.full((100_000, 2), 1.7, np.float32)
+    assert rows.std(0)[0] > 1e-6
+    assert statistics(rows)["std"][0] < 1e-6
