@@ -27,14 +27,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from envs.rendering import RenderingUnavailableError
 from policies.evaluation import ReplayError
-from policies.flow_policy import FlowPolicy, PolicyConfig
+from policies.flow_policy import FlowPolicy
 from worldmodel.lock import require_free
 from worldmodel.progress import clock
 from worldmodel.stamp import command
 
 from ._cli import refuse_unknown_keys
 from .collect import CollectConfig, collect
-from .evaluate import EvaluateConfig, new_progress, print_summary, run_evaluation
+from .evaluate import EvaluateConfig, new_progress, policy_config, print_summary, run_evaluation
 from .train import EXPECTED, TrainConfig, choose_device, say, train
 
 
@@ -149,11 +149,8 @@ def _demo(config: DemoConfig, console: Console, memory: PeakMemory) -> dict[str,
 
     console.rule("3/3  held-out resets: drive the arm, imagine, judge")
     e = config.evaluate
-    policy = FlowPolicy.from_checkpoint(
-        e.checkpoint,
-        PolicyConfig(steps=e.steps, execute=e.execute, prefix=e.prefix),
-        str(choose_device(e.device)),
-    )
+    device = str(choose_device(e.device))
+    policy = FlowPolicy.from_checkpoint(e.checkpoint, policy_config(e), device)
     with new_progress(console) as progress:
         report = run_evaluation(e, policy, progress)
     lap("evaluate")

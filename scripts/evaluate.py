@@ -10,11 +10,10 @@ writes ``report.json``, ``report.html`` and ``report.png`` into ``out``, with ``
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -121,6 +120,11 @@ class EvaluateConfig:
 
 
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
+
+
+def policy_config(config: EvaluateConfig) -> PolicyConfig:
+    """How the policy samples and executes: the fields that both configurations share."""
+    return PolicyConfig(**{f.name: getattr(config, f.name) for f in fields(PolicyConfig)})
 
 
 class ExpertPolicy:
@@ -541,9 +545,7 @@ def run(config: DictConfig) -> None:
     try:
         settings = cast(EvaluateConfig, OmegaConf.to_object(config))
         envs.find(settings.env)
-        acting = PolicyConfig(
-            **{f.name: getattr(settings, f.name) for f in dataclasses.fields(PolicyConfig)}
-        )
+        acting = policy_config(settings)
         device = str(choose_device(settings.device))
         policy = FlowPolicy.from_checkpoint(settings.checkpoint, acting, device)
         out = Path(settings.out)

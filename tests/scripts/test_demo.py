@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from scripts import demo as script
 from scripts.demo import PeakMemory
+from scripts.evaluate import EvaluateConfig, policy_config
 from tests.test_configs import compose
 from worldmodel.lock import LockedError, sole_writer
 
@@ -144,3 +145,9 @@ def test_peak_memory_is_that_of_all_processes_at_once() -> None:
             hold(0.3).wait()
     assert together.gb - alone.gb == pytest.approx(0.21, abs=0.06)
     assert one_by_one.gb - alone.gb == pytest.approx(0.105, abs=0.06)
+
+
+def test_the_policy_gets_every_setting_that_an_evaluation_has_for_it() -> None:
+    config = EvaluateConfig(checkpoint="x", steps=5, prefix=1, smooth=0, history=1)
+    acting = policy_config(config)
+    assert (acting.steps, acting.prefix, acting.smooth, acting.history) == (5, 1, 0, 1)

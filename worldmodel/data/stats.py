@@ -30,8 +30,8 @@ def statistics(values: np.ndarray) -> dict[str, list[float]]:
     return out
 
 
-FOLLOWED = 0.8
-FIT_TOLERANCE = 0.002
+FOLLOWED = 0.8  # share of an action's variance that the state it is a target for explains
+FIT_TOLERANCE = 0.002  # of half a dimension's range
 LARGEST_RANK = 10
 
 
@@ -77,9 +77,8 @@ def action_rank(chunks: np.ndarray) -> tuple[int, ...]:
         values = chunks[:, :, d].astype(np.float64)
         low, high = np.quantile(values, (0.01, 0.99))
         power = np.square(values @ basis).mean(0)  # of each coefficient; the basis is orthonormal
-        after = np.append(
-            np.cumsum(power[::-1])[::-1][1:], 0
-        )  # the last is 0, not a rounding error
+        # What the later coefficients hold; after the last one exactly nothing.
+        after = np.append(np.cumsum(power[::-1])[::-1][1:], 0)
         left = np.sqrt(after / steps)
         enough = np.flatnonzero(left <= max(FIT_TOLERANCE * (high - low) / 2, 1e-6))
         rank = int(enough[0]) + 1
