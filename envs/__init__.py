@@ -49,6 +49,8 @@ class Task:
 
 TASKS = {
     "reach": Task("Reach-v0", "reach:Reach", max_episode_steps=100),
+    "pick_place": Task("PickPlace-v0", "pick_place:PickPlace", max_episode_steps=160),
+    "push": Task("Push-v0", "push:Push", max_episode_steps=140),
     "reach_around": Task("ReachAround-v0", "reach_around:ReachAround", max_episode_steps=120),
 }
 

@@ -7,14 +7,48 @@ step. Which of several ways it takes, and how fast, comes from its own seeded ge
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .kinematics import minimum_jerk
+from .kinematics import minimum_jerk, turn_about_vertical
 
 if TYPE_CHECKING:
     from .base import ArmEnv
+
+
+@dataclass
+class Plan:
+    """Way points of the tip, N of them, the first being where it is.
+
+    Attributes:
+        points: ``[N, 3]`` in metres. Two equal ones in a row are a stop: the tip comes to rest
+            there, and what else is asked for (the gripper, say) happens while it stands.
+        times: ``[N]`` in seconds, from 0, strictly increasing.
+        openings: ``[N]`` of the gripper, in metres.
+        yaws: ``[N]`` radians by which the hand is turned about the vertical, from 0; None for 0.
+    """
+
+    points: np.ndarray
+    times: np.ndarray
+    openings: np.ndarray
+    yaws: np.ndarray | None = None
+
+    def path(self, sample_times: np.ndarray) -> np.ndarray:
+        """``[M, 5]`` at `sample_times` ``[M]``: position, opening, yaw; smooth between stops."""
+        yaws = np.zeros(len(self.times)) if self.yaws is None else self.yaws
+        values = np.column_stack([self.points, self.openings, yaws])
+        still = np.all(np.diff(self.points, axis=0) == 0, axis=1)
+        stops = {i for n in np.flatnonzero(still) for i in (int(n), int(n) + 1)}
+        ends = sorted(stops | {0, len(values) - 1})
+        path = np.empty((len(sample_times), values.shape[1]))
+        for first, last in itertools.pairwise(ends):
+            leg = slice(first, last + 1)
+            inside = sample_times >= self.times[first]  # later legs overwrite what lies after them
+            path[inside] = minimum_jerk(values[leg], self.times[leg], sample_times[inside])
+        return path
 
 
 class Expert:
@@ -29,6 +63,8 @@ class Expert:
 
     SETTLE_STEPS = 8
     """Steps spent at rest at the last point, so that a policy learns to stay there."""
+    UPRIGHT_SECONDS = 1.4
+    """By then a hand that started askew points down."""
 
     def __init__(self, env: ArmEnv, seed: int | None = None):
         self.env = env
@@ -36,32 +72,28 @@ class Expert:
         self._actions: np.ndarray = np.empty((0, len(env.action_names)), np.float32)
         self._step = 0
 
-    def plan(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where the tip goes, from where it is.
-
-        Returns:
-            Way points ``[N, 3]`` in metres, the tip's present position first; times ``[N]`` in
-            seconds, starting at 0; gripper openings ``[N]`` in metres.
-        """
+    def plan(self) -> Plan:
+        """Where the tip goes, from where it is."""
         raise NotImplementedError
 
     def reset(self) -> None:
         """Make a new plan for the environment's present state."""
-        points, times, openings = self.plan()
+        plan = self.plan()
         fps = self.env.metadata["render_fps"]
-        steps = int(np.ceil(times[-1] * fps)) + self.SETTLE_STEPS
+        steps = int(np.ceil(plan.times[-1] * fps)) + self.SETTLE_STEPS
         sample_times = np.arange(1, steps + 1) / fps
-        path = minimum_jerk(np.column_stack([points, openings]), times, sample_times)
+        path = plan.path(sample_times)
 
         joints = self.env.agent_pos[:7].astype(np.float64)
         # The hand may start a little askew: turn it upright with the same smooth profile.
         _, start_rotation = self.env.kinematics.tip(joints)
-        fractions = minimum_jerk(
-            np.array([[0.0], [1.0]]), np.array([0.0, times[-1] / 2]), sample_times
-        )
+        upright = np.array([0.0, min(plan.times[-1] / 2, self.UPRIGHT_SECONDS)])
+        fractions = minimum_jerk(np.array([[0.0], [1.0]]), upright, sample_times)
         actions = []
-        for *position, opening, fraction in np.column_stack([path, fractions]):
+        for *position, opening, yaw, fraction in np.column_stack([path, fractions]):
             rotation = self.env.kinematics.towards_down(start_rotation, fraction)
+            if yaw:
+                rotation = turn_about_vertical(yaw) @ rotation
             joints = self.env.kinematics.solve(np.array(position), joints, rotation)
             actions.append(np.append(joints, opening))
         self._actions = np.array(actions, np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ._mujoco import mujoco
@@ -100,6 +102,12 @@ class InverseKinematics:
         matrix = np.zeros(9)
         mujoco.mju_quat2Mat(matrix, partial)
         return matrix.reshape(3, 3) @ rotation
+
+
+def turn_about_vertical(angle: float) -> np.ndarray:
+    """The rotation ``[3, 3]`` by `angle` radians about the world's z axis."""
+    cosine, sine = math.cos(angle), math.sin(angle)
+    return np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
 
 
 def _rotation_vector(matrix: np.ndarray) -> np.ndarray:

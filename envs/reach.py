@@ -9,7 +9,8 @@ import numpy as np
 
 from .arm import HOME, VISUAL, front_camera
 from .base import CONTROL_HZ, ArmEnv
-from .expert import Expert
+from .expert import Expert, Plan
+from .options import checked_pair
 
 TARGETS = {"easy": (0.07, 0.05), "hard": (0.04, 0.03)}
 """Name -> (width of the marker, tolerance), in metres."""
@@ -41,7 +42,7 @@ class Reach(ArmEnv):
     held: float
 
     def __init__(self, *, target: str | Sequence[float] = "easy", **options: Any):
-        self.target_width, self.tolerance = _checked_target(target)
+        self.target_width, self.tolerance = checked_pair(target, TARGETS, "width", "tolerance")
         super().__init__(**options)
         self._marker = self.model.body("marker").mocapid[0]
 
@@ -91,23 +92,7 @@ class ReachExpert(Expert):
 
     env: Reach
 
-    def plan(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def plan(self) -> Plan:
         points = np.array([self.env.tip, self.env.target])
         times = np.array([0.0, self.rng.uniform(1.6, 2.2)])
-        return points, times, np.zeros(2)
-
-
-def _checked_target(target: str | Sequence[float]) -> tuple[float, float]:
-    if isinstance(target, str):
-        if target not in TARGETS:
-            raise ValueError(
-                f"target is {target!r}; expected one of {list(TARGETS)} or two numbers"
-            )
-        return TARGETS[target]
-    try:
-        width, tolerance = (float(value) for value in target)
-    except (TypeError, ValueError):
-        raise ValueError(f"target is {target!r}; expected (width, tolerance) in metres") from None
-    if not (0 < width < 1 and 0 < tolerance < 1):
-        raise ValueError(f"target is {target!r}; width and tolerance are metres, above 0, below 1")
-    return width, tolerance
+        return Plan(points, times, openings=np.zeros(2))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .arm import WORLD
-from .expert import Expert
+from .expert import Expert, Plan
 from .reach import Reach
 
 
@@ -86,7 +86,7 @@ class ReachAroundExpert(Expert):
 
     env: ReachAround
 
-    def plan(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def plan(self) -> Plan:
         start, post, target = self.env.tip.copy(), self.env.post, self.env.target
         side = self.rng.choice([-1.0, 1.0])
         clearance = self.rng.uniform(0.105, 0.135)
@@ -94,4 +94,4 @@ class ReachAroundExpert(Expert):
         lengths = np.linalg.norm([via - start, target - via], axis=1)
         duration = self.rng.uniform(2.3, 2.8)
         times = np.array([0.0, lengths[0] / lengths.sum(), 1.0]) * duration
-        return np.array([start, via, target]), times, np.zeros(3)
+        return Plan(np.array([start, via, target]), times, openings=np.zeros(3))
