@@ -152,7 +152,7 @@ def arm_mjcf(scene: str) -> str:
     return f"""
     <mujoco model="selfflow_arm">
       <compiler angle="radian" autolimits="true"/>
-      <option timestep="{TIMESTEP}" integrator="implicitfast"/>
+      <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic"/>
       <visual>
         <quality offsamples="0" shadowsize="0" numslices="16" numstacks="8" numquads="1"/>
         <headlight ambient="0.45 0.45 0.45" diffuse="0.25 0.25 0.25" specular="0 0 0"/>

@@ -136,6 +136,8 @@ class PushExpert(Expert):
     """Of the tip while it pushes, in metres."""
     FINGER = 0.011
     """Half of a finger, along the push, in metres."""
+    PUSH_SECONDS = 2.4
+    VIA_POINTS = 5
 
     def plan(self) -> Plan:
         block, mark = self.env.block.position[:2].copy(), self.env.mark[:2]
@@ -143,27 +145,30 @@ class PushExpert(Expert):
         end = yaw + angle_between(self.env.mark_yaw, yaw, period=np.pi)
         opening = self.rng.uniform(0.03, 0.045)
         behind = self.env.BLOCK[0] + self.FINGER
-        gap, retreat = self.rng.uniform(0.02, 0.035), self.rng.uniform(0.03, 0.05)
-        lift = self.rng.uniform(0.0, 0.02)
+        gap, retreat = self.rng.uniform(0.01, 0.025), self.rng.uniform(0.03, 0.05)
+        lift = self.rng.uniform(0.0, 0.03)
         speed = self.rng.uniform(0.9, 1.15)
 
         def tip_at(centre: np.ndarray, angle: float, distance: float, height: float) -> np.ndarray:
             return np.append(centre - distance * _direction(angle), height)
 
-        # A cubic curve from pose to pose (Hermite), whose tangents are the two angles.
-        span = float(np.linalg.norm(mark - block))
+        # A cubic curve from pose to pose (Hermite), whose tangents are the two angles; the tip
+        # starts before it touches the block, at rest, and follows it from rest to rest.
+        first = block - gap * _direction(yaw)
+        span = float(np.linalg.norm(mark - first))
+        ready = (tip_at(first, yaw, behind, self.HEIGHT), 0.15, opening, yaw)
         legs = [
             (self.env.tip.copy(), 0.0, 0.0, 0.0),
-            (tip_at(block, yaw, behind + gap, self.HEIGHT + lift), 1.1, opening, yaw),
-            (tip_at(block, yaw, behind + gap / 2, self.HEIGHT), 0.4, opening, yaw),
+            (ready[0], 1.3, opening, yaw),
+            ready,
         ]
-        for s in (0.0, 0.25, 0.5, 0.75, 1.0):
-            centre, angle = _curve(block, yaw, mark, end, span, s)
-            legs.append((tip_at(centre, angle, behind, self.HEIGHT), 0.4, opening, angle))
-        legs[-1] = (legs[-1][0], 0.55, opening, end)
-        rest = legs[-1]
-        legs.append((rest[0], 0.2, opening, end))  # stands still
-        legs.append((tip_at(mark, end, behind + retreat, self.HEIGHT + 0.02), 0.6, opening, end))
+        for share in np.linspace(0, 1, self.VIA_POINTS + 2)[1:]:
+            s = 10 * share**3 - 15 * share**4 + 6 * share**5
+            centre, angle = _curve(first, yaw, mark, end, span, s)
+            seconds_there = self.PUSH_SECONDS / (self.VIA_POINTS + 1)
+            legs.append((tip_at(centre, angle, behind, self.HEIGHT), seconds_there, opening, angle))
+        legs.append((legs[-1][0], 0.15, opening, end))  # stands still
+        legs.append((tip_at(mark, end, behind + retreat, self.HEIGHT + lift), 0.6, opening, end))
         points, seconds, openings, yaws = zip(*legs, strict=True)
         return Plan(
             np.array(points), np.cumsum(seconds) / speed, np.array(openings), np.array(yaws)

@@ -17,9 +17,9 @@ def make(name: str, **options: Any) -> Any:
     return env
 
 
-def wait(env: Any, steps: int = 8) -> dict[str, Any]:
-    """Hold the arm still; the last step's info."""
-    pose = env.agent_pos
+def wait(env: Any, steps: int = 8, pose: np.ndarray | None = None) -> dict[str, Any]:
+    """Hold the arm still where it is, or at `pose`; the last step's info."""
+    pose = env.agent_pos if pose is None else pose
     for _ in range(steps):
         *_, info = env.step(pose)
     return info
@@ -49,10 +49,13 @@ def test_a_cube_that_is_held_or_beside_or_flying_is_not_placed() -> None:
     expert = env.make_expert(1)
     expert.reset()
     info: dict[str, Any] = {}
-    while not (info and info["mode"] and info["distance"] < 0.02 and height_of_chosen(env) < 0.004):
-        *_, info = env.step(expert.act())
+    while not (info and info["mode"] and info["distance"] < 0.02 and height_of_chosen(env) < 0.009):
+        grip = expert.act()
+        *_, info = env.step(grip)
         assert not info["is_success"]
-    assert not wait(env, 20)["is_success"]
+    assert not wait(env, 20, grip)["is_success"]
+    grip[7] += 0.04  # and now it lets go
+    assert wait(env, 20, grip)["is_success"]
 
 
 def test_the_chosen_cube_is_named_by_its_side() -> None:
