@@ -10,7 +10,6 @@ the previous one, as such controllers do too: a smooth sequence of actions gives
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -30,6 +29,7 @@ from .arm import (
 )
 from .expert import Expert
 from .kinematics import InverseKinematics
+from .world import World
 
 CAMERAS = ("front", "wrist")
 CONTROL_HZ = 20
@@ -45,7 +45,7 @@ _PHYSICS_STATE = int(
 )
 
 
-class ArmEnv(gym.Env):
+class ArmEnv(World):
     """A Panda-like arm in front of a table.
 
     Observation: ``{"pixels": {camera: uint8 [H, W, 3]}, "agent_pos": float32 [8]}``, the state
@@ -80,12 +80,11 @@ class ArmEnv(gym.Env):
         "render_modes": ["rgb_array"],
         "render_fps": CONTROL_HZ,
     }
-    task_description: ClassVar[str]
     task_variables: ClassVar[tuple[str, ...]] = ()
-    info_keys: ClassVar[tuple[str, ...]] = ("is_success", "mode", "distance")
-    state_names: ClassVar[tuple[str, ...]] = (*(f"{j}.pos" for j in ARM_JOINTS), "gripper.pos")
-    action_names: ClassVar[tuple[str, ...]] = state_names
-    robot_type: ClassVar[str] = "selfflow_panda"
+    state_names = (*(f"{j}.pos" for j in ARM_JOINTS), "gripper.pos")
+    action_names = state_names
+    camera_names = CAMERAS
+    robot_type = "selfflow_panda"
 
     def __init__(
         self,
@@ -95,16 +94,9 @@ class ArmEnv(gym.Env):
         render_mode: str | None = None,
         render_size: int | Sequence[int] = 256,
     ):
-        self.cameras = _checked_cameras(cameras)
-        self.image_size = _checked_size(image_size, "image_size")
-        self.render_size = _checked_size(render_size, "render_size")
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(
-                f"render_mode is {render_mode!r}; it can be None or one of "
-                f"{self.metadata['render_modes']}"
-            )
-        self.render_mode = render_mode
-
+        super().__init__(
+            image_size=image_size, cameras=cameras, render_mode=render_mode, render_size=render_size
+        )
         self.model = mujoco.MjModel.from_xml_string(arm_mjcf(self.scene()))
         self.data = mujoco.MjData(self.model)
         self.kinematics = InverseKinematics(self.model)
@@ -123,13 +115,9 @@ class ArmEnv(gym.Env):
         self.action_space = gym.spaces.Box(low, high, dtype=np.float32)
         # Measured positions overshoot a limit a little: joints are springs to the solver.
         margin = np.append(np.full(len(ARM_JOINTS), 0.1), 0.02).astype(np.float32)
-        spaces: dict[str, gym.Space] = {
-            "agent_pos": gym.spaces.Box(low - margin, high + margin, dtype=np.float32)
-        }
-        if self.cameras:
-            image = gym.spaces.Box(0, 255, (*self.image_size, 3), np.uint8)
-            spaces["pixels"] = gym.spaces.Dict(dict.fromkeys(self.cameras, image))
-        self.observation_space = gym.spaces.Dict(spaces)
+        self.observation_space = self.observation_space_of(
+            gym.spaces.Box(low - margin, high + margin, dtype=np.float32)
+        )
 
     # What a task provides.
 
@@ -308,25 +296,3 @@ class ArmEnv(gym.Env):
             self._renderers[size] = renderer
         renderer.update_scene(self.data, camera)
         return renderer.render()
-
-
-def _checked_cameras(cameras: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(cameras, str):
-        raise ValueError(
-            f"cameras is the string {cameras!r}; expected a list such as [{cameras!r}]"
-        )
-    unknown = [camera for camera in cameras if camera not in CAMERAS]
-    if unknown or len(set(cameras)) != len(cameras):
-        raise ValueError(f"cameras is {list(cameras)}; expected a selection of {list(CAMERAS)}")
-    return tuple(cameras)
-
-
-def _checked_size(size: int | Sequence[int], name: str) -> tuple[int, int]:
-    try:
-        pair = (size, size) if not isinstance(size, Sequence) else tuple(size)
-        height, width = (operator.index(value) for value in pair)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} is {size!r}; expected one number or (height, width)") from None
-    if height < 1 or width < 1:
-        raise ValueError(f"{name} is {size!r}; expected at least one pixel")
-    return height, width

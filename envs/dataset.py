@@ -112,7 +112,7 @@ class DatasetWriter:
                 )
             _write_json(path, source)
             return
-        found = json.loads(path.read_text())
+        found = _upgraded(json.loads(path.read_text()))
         for key in sorted(found.keys() | source.keys()):
             if found.get(key) != source.get(key):
                 raise ValueError(
@@ -154,7 +154,8 @@ class DatasetWriter:
         Args:
             attempt: its number among all attempts, failures included; rising.
         """
-        self._simulator_state_size = episode.simulator_state.shape[1]
+        if episode.simulator_state is not None:
+            self._simulator_state_size = episode.simulator_state.shape[1]
         paths = self._paths(self._file)
         stats = {}
         for key, camera in self._videos.items():
@@ -204,7 +205,8 @@ class DatasetWriter:
         tables = []
         for episode, meta, _ in pending:
             columns = self._columns(episode, meta["episode_index"], meta["dataset_from_index"])
-            columns["simulator_state"] = encode_state(episode.simulator_state)
+            if episode.simulator_state is not None:
+                columns["simulator_state"] = encode_state(episode.simulator_state)
             tables.append(pa.table({key: _arrow(value) for key, value in columns.items()}))
         _write_table(pa.concat_tables(tables), paths["data"])
 
@@ -282,11 +284,12 @@ class DatasetWriter:
             features[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
         for key in ("next.success", "next.done"):
             features[key] = {"dtype": "bool", "shape": [1], "names": None}
-        features["simulator_state"] = {
-            "dtype": "int32",
-            "shape": [2 * self._simulator_state_size],
-            "names": None,
-        }
+        if self._simulator_state_size:
+            features["simulator_state"] = {
+                "dtype": "int32",
+                "shape": [2 * self._simulator_state_size],
+                "names": None,
+            }
         features["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
         for key in ("frame_index", "episode_index", "index", "task_index"):
             features[key] = {"dtype": "int64", "shape": [1], "names": None}
@@ -305,6 +308,15 @@ class DatasetWriter:
             "video_path": VIDEO_PATH if self._videos else None,
             "features": features,
         }
+
+
+def _upgraded(source: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a collection from before worlds had options and kinds of actions."""
+    if "target" in source:
+        target = source.pop("target")
+        source["options"] = {} if target is None else {"target": target}
+        source["action_kind"] = "absolute"
+    return source
 
 
 class _Encoder:

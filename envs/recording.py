@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .base import ArmEnv
+from .world import World
 
 
 @dataclass
@@ -18,7 +18,8 @@ class Episode:
         state: float32 ``[T, S]``.
         action: float32 ``[T, A]``, the action that leaves the frame.
         success: bool ``[T]``, whether the world after that action counts as solved.
-        simulator_state: float64 ``[T, N]``, the world at the frame: `ArmEnv.get_state`.
+        simulator_state: float64 ``[T, N]``, the world at the frame (`World.get_state`); None for a
+            world that cannot be restored to it.
         mode: which way was taken (``info["mode"]``).
         seed: what the episode can be reproduced from, with the same options.
     """
@@ -27,7 +28,7 @@ class Episode:
     state: np.ndarray
     action: np.ndarray
     success: np.ndarray
-    simulator_state: np.ndarray
+    simulator_state: np.ndarray | None
     mode: str
     seed: int
 
@@ -35,7 +36,7 @@ class Episode:
         return len(self.action)
 
 
-def record(env: ArmEnv, seed: int) -> Episode:
+def record(env: World, seed: int) -> Episode:
     """Reset `env`, carry out its expert's plan and record it, whether it succeeds or not.
 
     The plan goes on to its end, past the step where the environment terminates: it then still
@@ -45,17 +46,17 @@ def record(env: ArmEnv, seed: int) -> Episode:
         env: without wrappers (a time limit would cut the plan).
         seed: of the reset and of the expert.
     """
-    observation, _ = env.reset(seed=seed)
+    observation, info = env.reset(seed=seed)
     expert = env.make_expert(seed)
     expert.reset()
     images: dict[str, list[np.ndarray]] = {camera: [] for camera in env.cameras}
     states, actions, successes, simulator_states = [], [], [], []
-    info = env.task_info()
     while not expert.done:
         for camera, frames in images.items():
             frames.append(observation["pixels"][camera])
         states.append(observation["agent_pos"])
-        simulator_states.append(env.get_state())
+        if (simulator_state := env.get_state()) is not None:
+            simulator_states.append(simulator_state)
         actions.append(expert.act())
         observation, _, _, _, info = env.step(actions[-1])
         successes.append(info["is_success"])
@@ -64,7 +65,7 @@ def record(env: ArmEnv, seed: int) -> Episode:
         state=np.stack(states),
         action=np.stack(actions),
         success=np.array(successes),
-        simulator_state=np.stack(simulator_states),
+        simulator_state=np.stack(simulator_states) if simulator_states else None,
         mode=info["mode"],
         seed=seed,
     )

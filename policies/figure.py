@@ -100,7 +100,7 @@ class JointTrace:
 
     Attributes:
         seconds: ``[T]``.
-        commands, motion: ``[T, D]`` in rad, row t of both belonging to ``seconds[t]``.
+        commands, motion: ``[T, D]``, row t of both belonging to ``seconds[t]``.
         names: one per joint.
         chunk_starts: rows whose command was the first of a new chunk.
     """
@@ -110,6 +110,7 @@ class JointTrace:
     motion: np.ndarray
     names: Sequence[str]
     chunk_starts: np.ndarray
+    unit: str = "rad"
     title: str = "Commanded and measured joints of one episode"
 
 
@@ -276,7 +277,7 @@ def draw_joints(ax: Axes, trace: JointTrace) -> None:
         ax.plot([], [], color=FAINT, lw=1.6, label="new chunk")
     ax.margins(x=0.01)
     ax.set_xlabel("s")
-    ax.set_ylabel("rad from the start")
+    ax.set_ylabel(f"{trace.unit} from the start")
     ax.set_title(trace.title, pad=LEGEND_PAD)
     _legend_below_title(ax)
 

@@ -6,7 +6,7 @@ evaluated in the same run, on the same resets, as the policy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -55,18 +55,17 @@ class RandomPolicy:
 
 
 class HoldPolicy:
-    """Command the position measured at the episode's first step, for the whole episode.
-
-    Meant for absolute position actions: entry j of the action holds state entry ``columns[j]``.
+    """Stay where the arm was measured at the episode's first step, for the whole episode.
 
     Args:
-        columns: ``[A]`` indices into the state; None means that action and state match one to one.
+        hold: the action ``[A]`` that stays at a measured state ``[S]``; by default that state
+            itself, for absolute position actions that match it one to one.
     """
 
     name = "hold"
 
-    def __init__(self, columns: Sequence[int] | None = None) -> None:
-        self.columns = None if columns is None else np.asarray(columns, np.int64)
+    def __init__(self, hold: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+        self.hold = hold or np.array
         self._held: list[np.ndarray | None] = []
 
     def reset(self, seeds: Sequence[int]) -> None:
@@ -77,11 +76,12 @@ class HoldPolicy:
             self._held[slot] = None
 
     def act(self, observation: Observation, active: np.ndarray) -> Decision:
-        state = observation.state if self.columns is None else observation.state[:, self.columns]
-        action = np.array(state, np.float32)
-        for slot in np.flatnonzero(active):
+        rows = []
+        for slot in range(len(active)):
             held = self._held[slot]
             if held is None:
-                held = self._held[slot] = action[slot].copy()
-            action[slot] = held
-        return Decision(action, np.asarray(active, bool).copy())
+                held = np.asarray(self.hold(observation.state[slot]), np.float32)
+                if active[slot]:
+                    self._held[slot] = held
+            rows.append(held)
+        return Decision(np.stack(rows), np.asarray(active, bool).copy())

@@ -78,6 +78,7 @@ def build_report(
         "lag": scores.lag(evaluation, axes),
         "expert_lag": scores.lag(expert, axes) if expert else None,
         "smoothness": scores.smoothness(evaluation, axes, expert, limits),
+        "axes": {"names": list(axes.names), "unit": axes.unit, "kind": axes.kind},
         "chunk_period": scores.chunk_period(evaluation),
         "latency_ms": latency,
         "fps": evaluation.fps,

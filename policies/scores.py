@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,16 +34,27 @@ METRICS = (
 class Axes:
     """Which columns of actions and states are the arm's joints, one to one, gripper left out.
 
+    Where actions are changes ("delta": of the hand's position, say), the path that the commands
+    stand for is their sum from where the arm was measured at first. Smoothness of commands is that
+    path's, in the state's unit, so that it can be read beside the motion's. Only the jump at chunk
+    seams is one of the changes themselves: their sum never jumps.
+
     Attributes:
         action, state: column indices, equally many.
         names: one per joint.
-        span: range of each joint (rad), which total variation is measured in.
+        span: range of each joint's commands, which total variation is measured in.
+        kind: "absolute" or "delta".
+        scale: with "delta", by how much one unit of a command changes the state in one step.
+        unit: of the states.
     """
 
     action: tuple[int, ...]
     state: tuple[int, ...]
     names: tuple[str, ...]
     span: tuple[float, ...]
+    kind: str = "absolute"
+    scale: float = 1.0
+    unit: str = "rad"
 
     @classmethod
     def from_names(
@@ -74,6 +85,52 @@ class Axes:
             names=tuple(joints),
             span=tuple(float(high[i] - low[i]) for i in columns),
         )
+
+    @classmethod
+    def from_moves(
+        cls,
+        moves: Mapping[str, str],
+        action_names: Sequence[str],
+        state_names: Sequence[str],
+        low: np.ndarray,
+        high: np.ndarray,
+        *,
+        scale: float = 1.0,
+    ) -> Axes:
+        """Of actions that are changes: `moves` says which state each of them changes.
+
+        Args:
+            moves: action name -> state name; what it does not list (a gripper) is left out.
+            low, high: ``[A]``, the action box.
+
+        Raises:
+            ValueError: nothing moves, or a name is not there.
+        """
+        unknown = sorted(set(moves) - set(action_names)) + sorted(
+            set(moves.values()) - set(state_names)
+        )
+        if unknown or not moves:
+            raise ValueError(
+                f"moves is {dict(moves)}; expected at least one of the actions "
+                f"{list(action_names)} with one of the states {list(state_names)}"
+            )
+        columns = tuple(list(action_names).index(n) for n in moves)
+        return cls(
+            action=columns,
+            state=tuple(list(state_names).index(n) for n in moves.values()),
+            names=tuple(moves.values()),
+            span=tuple(float(high[i] - low[i]) for i in columns),
+            kind="delta",
+            scale=scale,
+        )
+
+    def commanded(self, episode: Episode) -> np.ndarray:
+        """The path ``[T, D]`` that an episode's commands stand for, in the state's unit."""
+        commands = episode.commands[:, self.action].astype(np.float64)
+        if self.kind == "absolute":
+            return commands
+        start = episode.positions[0, self.state].astype(np.float64)
+        return start + self.scale * np.cumsum(commands, axis=0)
 
 
 def modes(evaluation: Evaluation) -> dict[str, Any]:
@@ -126,8 +183,7 @@ def lag(evaluation: Evaluation, axes: Axes) -> dict[str, float]:
 
 
 def episode_lag(episode: Episode, axes: Axes, fps: float) -> float:
-    commands = episode.commands[:, axes.action]
-    return sm.command_lag(commands, episode.positions[:-1, axes.state], fps)
+    return sm.command_lag(axes.commanded(episode), episode.positions[:-1, axes.state], fps)
 
 
 def smoothness(
@@ -240,10 +296,12 @@ def _episode_scores(
     starts = episode.chunk_starts if period is None else np.arange(0, episode.steps, period)
     commands = episode.commands[:, axes.action]
     motion = episode.positions[:, axes.state]
+    # Total variation is measured in the range of commands; that of a change, in the state's unit.
+    span = np.array(axes.span) * (1.0 if axes.kind == "absolute" else axes.scale)
     # Row t of both is what step t commanded, and where it led.
     return {
-        "commands": _path_scores(commands, commands, starts, fps, axes, limits),
-        "motion": _path_scores(motion, motion[1:], starts, fps, axes, limits),
+        "commands": _path_scores(axes.commanded(episode), commands, starts, fps, span, limits),
+        "motion": _path_scores(motion, motion[1:], starts, fps, span, limits),
     }
 
 
@@ -252,18 +310,19 @@ def _path_scores(
     stepped: np.ndarray,
     starts: np.ndarray,
     fps: float,
-    axes: Axes,
+    span: np.ndarray,
     limits: sm.MotionLimits | None,
 ) -> dict[str, float]:
-    finite_span = np.isfinite(axes.span).all()
+    """Every metric of `path`; seams are looked for in `stepped`."""
+    finite_span = np.isfinite(span).all()
     scores = {
         "rms_jerk": sm.rms_jerk(path, fps),
         "ldlj": sm.ldlj(path, fps),
         "sparc": sm.sparc(path, fps),
         "high_frequency_share": sm.high_frequency_share(path, fps),
         "chunk_boundary_ratio": sm.chunk_boundary_ratio(stepped, starts),
-        "action_tv": sm.action_tv(path, axes.span) if finite_span else math.nan,
-        "action_tv_second": sm.action_tv(path, axes.span, order=2) if finite_span else math.nan,
+        "action_tv": sm.action_tv(path, span) if finite_span else math.nan,
+        "action_tv_second": sm.action_tv(path, span, order=2) if finite_span else math.nan,
     }
     if limits is not None:
         shares = sm.limit_violations(path, fps, limits)

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,8 @@ from envs.rendering import RenderingUnavailableError
 from ._cli import refuse_unknown_keys
 
 if TYPE_CHECKING:
-    from envs.base import ArmEnv
     from envs.recording import Episode
+    from envs.world import World
 
 Progress = Callable[[int, int], None]
 """Called with the number of episodes in the dataset and the number wanted."""
@@ -52,23 +52,24 @@ class CollectConfig:
 
     Attributes:
         env: short name or Gymnasium id.
+        options: of the environment (a mapping), such as {target: hard}; kept with the dataset, so
+            that `scripts.evaluate` makes the same world.
         episodes: successful episodes wanted in the dataset, those already there included.
         seed: of the whole collection.
         out: the dataset's folder.
         image_size: pixels: a number, or [height, width].
-        cameras: of the environment; [] for none.
-        target: "easy", "hard" or [width, tolerance] in metres; null is the environment's default.
+        cameras: of the environment; [] for none, null for those it has by default.
         workers: simulating processes; 0 simulates in this one.
         commit_every: episodes per file; a SIGKILL loses at most these.
     """
 
     env: str = "reach_around"
+    options: Any = None
     episodes: int = 1000
     seed: int = 0
     out: str = MISSING
     image_size: Any = 96
-    cameras: list[str] = field(default_factory=lambda: ["front", "wrist"])
-    target: Any = None
+    cameras: list[str] | None = None
     workers: int = 2
     commit_every: int = 20
 
@@ -115,6 +116,7 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> CollectR
         )
     start = time.perf_counter()
     env = _make_env(config)
+    env.make_expert(0)  # or the error that there is none, before a folder is made
     writer = DatasetWriter(
         Path(config.out),
         fps=env.metadata["render_fps"],
@@ -129,7 +131,8 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> CollectR
             "seed": config.seed,
             "image_size": list(env.image_size),
             "cameras": list(env.cameras),
-            "target": config.target,
+            "options": dict(config.options or {}),
+            "action_kind": env.action_kind,
         },
     )
     env.close()
@@ -199,15 +202,18 @@ def attempt_seed(seed: int, attempt: int) -> int:
     return int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0])
 
 
-def _make_env(config: CollectConfig) -> ArmEnv:
-    options = {} if config.target is None else {"target": config.target}
-    env = envs.make(
-        config.env,
-        image_size=config.image_size,
-        cameras=tuple(config.cameras),
-        disable_env_checker=True,
-        **options,
-    )
+def _make_env(config: CollectConfig) -> World:
+    options = dict(config.options or {})
+    if own := sorted(options.keys() & {"image_size", "cameras"}):
+        raise ValueError(f"options holds {own}, which are settings of their own: {own[0]}=...")
+    if config.cameras is not None:
+        options["cameras"] = tuple(config.cameras)
+    try:
+        env = envs.make(
+            config.env, image_size=config.image_size, disable_env_checker=True, **options
+        )
+    except TypeError as error:
+        raise ValueError(f"environment {config.env} refuses options {options}: {error}") from error
     return env.unwrapped  # type: ignore[return-value]
 
 
@@ -247,7 +253,7 @@ def _attempts(config: CollectConfig, first: int) -> Generator[tuple[int, Episode
 
 
 # What a worker process holds.
-_worker_env: ArmEnv
+_worker_env: World
 
 
 def _start_worker(config: CollectConfig, in_worker: bool = True) -> None:

@@ -43,7 +43,13 @@ from worldmodel.tokens import Horizon
 from worldmodel.train import choose_dtype, make_optimizers
 
 from ._cli import refuse_unknown_keys
-from .evaluate import EvaluateConfig, environment_options
+from .evaluate import (
+    EvaluateConfig,
+    axes_of,
+    environment_options,
+    shown_options,
+    world_of,
+)
 from .train import TrainConfig, train
 
 
@@ -163,7 +169,7 @@ class Judged:
 
     Attributes:
         success, mode: whether the arm got there, and on which way.
-        rms_jerk: of the commands, in rad/s^3 over all joints.
+        rms_jerk: of the commands, in rad/s^3 over all joints (m/s^3 where they move the hand).
     """
 
     success: bool
@@ -177,19 +183,21 @@ def drive(run: str, config: CompareConfig, seeds: list[int]) -> list[Judged]:
     policy = FlowPolicy.from_checkpoint(
         run, PolicyConfig(steps=config.sampling_steps, execute=config.execute)
     )
-    shown = (policy.stamp.get("environment") or {}).get("target")
-    if config.options.get("target", shown) != shown:
-        raise ValueError(
-            f"the demonstrations show target={shown}, but options.target is "
-            f"{config.options['target']}: collect with target={config.options['target']}"
-        )
+    shown = shown_options(policy.stamp.get("environment") or {})
+    for name, value in config.options.items():
+        if shown.get(name) != value:
+            raise ValueError(
+                f"the demonstrations show {name}={shown.get(name)}, but options.{name} is {value}: "
+                f"collect with options={{{name}:{value}}}"
+            )
     world = EvaluateConfig(checkpoint=run, env=config.env, options=config.options)
     options = environment_options(world, policy)
     result = evaluate(policy, lambda: envs.make(config.env, **options), seeds, num_envs=16)
-    joints = [i for i, where in enumerate(policy.spec.action_targets) if where >= 0]
+    probe = envs.make(config.env, **(options | {"cameras": []}))
+    axes = axes_of(world_of(probe))
+    probe.close()
     return [
-        Judged(e.success, e.mode, rms_jerk(e.commands[:, joints], result.fps))
-        for e in result.episodes
+        Judged(e.success, e.mode, rms_jerk(axes.commanded(e), result.fps)) for e in result.episodes
     ]
 
 

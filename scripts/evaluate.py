@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +35,7 @@ from rich.progress import (
 from rich.table import Table
 
 import envs
+from envs.world import World
 from policies import report as reports
 from policies.evaluation import (
     Episode,
@@ -61,8 +62,14 @@ from .train import choose_device
 
 @dataclass
 class LimitsConfig:
-    """What the joints may do at most, one number per joint: rad/s, rad/s^2, rad/s^3."""
+    """What the joints may do at most, one number per joint: rad/s, rad/s^2, rad/s^3.
 
+    Attributes:
+        robot: the ``robot_type`` that they are of; in the world of another they say nothing and
+            are left out. "" is any.
+    """
+
+    robot: str = ""
     velocity: list[float] = field(default_factory=list)
     acceleration: list[float] = field(default_factory=list)
     jerk: list[float] = field(default_factory=list)
@@ -87,7 +94,7 @@ class EvaluateConfig:
         device: of the policy: "auto", "cpu", "cuda", ...
         floors: also evaluate random actions and holding still.
         expert: also evaluate the scripted expert: ceiling, and the demonstrations that smoothness
-            is compared with.
+            is compared with; None does so where the world has one.
         latency_episodes: run again with one slot, which chunks are timed in.
         videos: of the first successes, and as many of the first failures.
         video_size: their side, in pixels.
@@ -111,7 +118,7 @@ class EvaluateConfig:
     num_envs: int = 16
     device: str = "auto"
     floors: bool = True
-    expert: bool = True
+    expert: bool | None = None
     latency_episodes: int = 20
     videos: int = 4
     video_size: int = 320
@@ -125,6 +132,13 @@ ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 def policy_config(config: EvaluateConfig) -> PolicyConfig:
     """How the policy samples and executes: the fields that both configurations share."""
     return PolicyConfig(**{f.name: getattr(config, f.name) for f in fields(PolicyConfig)})
+
+
+def world_of(env: gym.Env) -> World:
+    """The `World` inside an environment's wrappers."""
+    world = env.unwrapped
+    assert isinstance(world, World), world
+    return world
 
 
 class ExpertPolicy:
@@ -162,8 +176,8 @@ def environment_options(config: EvaluateConfig, policy: Policy) -> dict[str, Any
 
     Cameras are the checkpoint's. If its stamp says that the demonstrations come from this
     environment (``environment``: what `scripts.collect` wrote), pictures are rendered at their size
-    (the policy resizes them as training did; rendering smaller is not the same) and the target has
-    their size; else pictures are rendered at the size that the model sees.
+    (the policy resizes them as training did; rendering smaller is not the same) with the options
+    that they were collected with; else pictures are rendered at the size that the model sees.
     """
     options: dict[str, Any] = {}
     spec: Spec | None = getattr(policy, "spec", None)
@@ -171,8 +185,19 @@ def environment_options(config: EvaluateConfig, policy: Policy) -> dict[str, Any
         options |= {"cameras": list(spec.cameras), "image_size": list(spec.image_size)}
     world = (getattr(policy, "stamp", None) or {}).get("environment") or {}
     if world.get("env") == envs.find(config.env).gym_id:
-        options |= {k: world[k] for k in ("image_size", "target") if world.get(k) is not None}
+        options |= shown_options(world)
+        options |= {k: world[k] for k in ("image_size",) if world.get(k) is not None}
     return options | dict(config.options or {})
+
+
+def shown_options(world: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment's options that demonstrations were collected with.
+
+    Args:
+        world: ``environment`` of a checkpoint's stamp. Older ones name a target only.
+    """
+    target = world.get("target")
+    return {} | (world.get("options") or ({} if target is None else {"target": target}))
 
 
 def require_cameras(config: EvaluateConfig, options: dict[str, Any], policy: Policy) -> None:
@@ -184,9 +209,8 @@ def require_cameras(config: EvaluateConfig, options: dict[str, Any], policy: Pol
     spec: Spec | None = getattr(policy, "spec", None)
     if spec is None:
         return
-    plain = envs.make(config.env)
-    cameras: Any = plain.unwrapped
-    has = list(cameras.cameras)
+    plain = envs.make(config.env, cameras=[])
+    has = list(world_of(plain).camera_names)
     plain.close()
     if missing := [c for c in options["cameras"] if c not in has]:
         robot = f" ({spec.robot_type})" if spec.robot_type else ""
@@ -199,17 +223,36 @@ def require_cameras(config: EvaluateConfig, options: dict[str, Any], policy: Pol
 
 def environment_spec(env: gym.Env) -> Spec:
     """The facts of a world, in the form that a checkpoint carries."""
-    world: Any = env.unwrapped
+    world = world_of(env)
     return Spec(
         cameras=tuple(world.cameras),
-        image_size=tuple(world.image_size),
+        image_size=world.image_size,
         state_names=tuple(world.state_names),
         action_names=tuple(world.action_names),
         fps=float(env.metadata["render_fps"]),
         tasks=(world.task_description,),
-        robot_type=getattr(world, "robot_type", ""),
-        action_kind="absolute",
+        robot_type=world.robot_type,
+        action_kind=world.action_kind,
     )
+
+
+def axes_of(world: World) -> Axes:
+    """The dimensions that smoothness is measured on."""
+    box: Any = world.action_space
+    names = (world.action_names, world.state_names, box.low, box.high)
+    if world.action_kind == "delta":
+        axes = Axes.from_moves(world.moves, *names, scale=world.action_scale)
+    else:
+        axes = Axes.from_names(*names)
+    return replace(axes, unit=world.length_unit)
+
+
+def motion_limits(config: EvaluateConfig, world: World) -> MotionLimits | None:
+    """The limits that are this robot's."""
+    limits = config.limits
+    if limits is None or limits.robot not in ("", world.robot_type):
+        return None
+    return MotionLimits(limits.velocity, limits.acceleration, limits.jerk)
 
 
 def run_evaluation(
@@ -238,14 +281,18 @@ def run_evaluation(
         probe = envs.make(config.env, **options)
     except TypeError as error:
         raise ValueError(f"environment {config.env} refuses options {options}: {error}") from error
-    world: Any = probe.unwrapped
+    world = world_of(probe)
     box: Any = probe.action_space
     spec: Spec | None = getattr(policy, "spec", None)
     if spec is not None:
         spec.require_same(
             environment_spec(probe), "the checkpoint", f"environment {config.env}", image_size=False
         )
-    axes = Axes.from_names(world.action_names, world.state_names, box.low, box.high)
+    axes = axes_of(world)
+    has_tip = world.tip is not None
+    with_expert = world.has_expert if config.expert is None else config.expert
+    if with_expert:
+        world.make_expert(0)  # or the error that there is none, before an hour of episodes
     probe.close()
 
     def run(policy: Policy, title: str, seeds: list[int], slots: int, **kwargs: Any) -> Evaluation:
@@ -255,7 +302,7 @@ def run_evaluation(
                 kwargs.pop("make", lambda: envs.make(config.env, **options)),
                 seeds,
                 num_envs=slots,
-                trace=tip_position,
+                trace=tip_position if has_tip else None,
                 on_episode=lambda _: advance(),
             )
 
@@ -270,10 +317,10 @@ def run_evaluation(
     floors: dict[str, Evaluation] = {}
     if config.floors:
         floors["random"] = run(RandomPolicy(box.low, box.high), "random", seeds, 1, make=unseen)
-        columns = [world.state_names.index(name) for name in world.action_names]
-        floors["hold"] = run(HoldPolicy(columns), "hold still", seeds, 1, make=unseen)
+        hold = HoldPolicy(world.hold_action)
+        floors["hold"] = run(hold, "hold still", seeds, 1, make=unseen)
     expert = None
-    if config.expert:
+    if with_expert:
         slot = unseen()
         expert = run(ExpertPolicy(config.env, [slot]), "expert", seeds, 1, make=[slot])
         slot.close()
@@ -284,7 +331,7 @@ def run_evaluation(
         floors=floors,
         expert=expert,
         single=single,
-        limits=MotionLimits(**asdict(config.limits)) if config.limits else None,
+        limits=motion_limits(config, world),
     )
     report |= {
         "title": envs.find(config.env).gym_id,
@@ -305,26 +352,27 @@ def run_evaluation(
         folder: reports.compare(reports.strict(report), other) for folder, other in others.items()
     }
     videos = film(config, evaluation, blind, bars)
-    strip = imagined_strip(policy, config.env, options, seeds[0])
+    strip = imagined_strip(policy, config.env, options, evaluation.episodes[0])
     shown = next((e for e in evaluation.episodes if e.success), evaluation.episodes[0])
     reports.write_report(
         report,
         config.out,
         videos=videos,
         strips=[strip] if strip is not None else [],
-        view=top_view(config, evaluation, blind),
+        view=top_view(config, evaluation, blind) if has_tip else None,
         trace=joint_trace(shown, axes, evaluation.fps),
     )
     return reports.strict(report)
 
 
 def imagined_strip(
-    policy: Policy, env_name: str, options: dict[str, Any], seed: int
+    policy: Policy, env_name: str, options: dict[str, Any], episode: Episode
 ) -> Strip | None:
     """What the policy's world model expects to see, below what the camera saw.
 
-    The expert plays one reset; the world model gets the first frames and the commands. None for a
-    policy without a world model (``policy.imagine``) or without a camera.
+    The expert plays the reset of `episode`; in a world without expert, the episode's own commands
+    are sent again. The world model gets the first frames and the commands. None for a policy
+    without a world model (``policy.imagine``) or without a camera.
     """
     imagine: Callable[..., tuple[np.ndarray, np.ndarray]] | None = getattr(policy, "imagine", None)
     if imagine is None or not options.get("cameras"):
@@ -333,12 +381,15 @@ def imagined_strip(
     if horizon is not None and not horizon.future:
         return None  # trained without future frames: it acts, and imagines nothing
     env = envs.make(env_name, **options)
-    observation, _ = env.reset(seed=seed)
-    expert = envs.make_expert(env_name, env, seed=seed)
-    expert.reset()
-    seen, commands, over = [observation], [], False
+    observation, _ = env.reset(seed=episode.seed)
+    by_expert = world_of(env).has_expert
+    if by_expert:
+        expert = envs.make_expert(env_name, env, seed=episode.seed)
+        expert.reset()
+    commands: list[np.ndarray] = []
+    seen, over = [observation], False
     while not over:
-        commands.append(expert.act())
+        commands.append(expert.act() if by_expert else episode.commands[len(commands)])
         observation, _, terminated, truncated, _ = env.step(commands[-1])
         seen.append(observation)
         over = terminated or truncated
@@ -353,8 +404,8 @@ def imagined_strip(
         rows=np.stack([real, imagined]),
         labels=["camera", "imagined"],
         columns=[f"+{index / fps:.1f} s" for index in at],
-        caption="A held-out reset played by the expert. The world model sees the first frames and "
-        "the commands, never a later frame.",
+        caption=f"A held-out reset played by {'the expert' if by_expert else 'the policy'}. The "
+        "world model sees the first frames and the commands, never a later frame.",
     )
 
 
@@ -420,8 +471,9 @@ def top_view(
 
 def tip_position(env: gym.Env) -> np.ndarray:
     """Where the point between the fingertips is: ``[3]``, metres."""
-    world: Any = env.unwrapped
-    return world.tip
+    tip = world_of(env).tip
+    assert tip is not None
+    return tip
 
 
 def from_above(episode: Episode) -> np.ndarray:
@@ -434,10 +486,11 @@ def joint_trace(episode: Episode, axes: Axes, fps: float) -> JointTrace:
     """Commands and motion of one episode, both in the time in which they were known."""
     return JointTrace(
         seconds=np.arange(episode.steps) / fps,
-        commands=episode.commands[:, axes.action],
+        commands=axes.commanded(episode),
         motion=episode.positions[:-1, axes.state],
         names=axes.names,
         chunk_starts=episode.chunk_starts,
+        unit=axes.unit,
         title="Joints of the first solved reset" if episode.success else "Joints of a failed reset",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,32 @@ def test_lerobot_reads_what_was_written(tmp_path: Path, episodes: list[Episode])
             assert frame["next.done"] == (t == len(episode) - 1)
             assert frame["task"] == "Reach."
             restored = decode_state(frame["simulator_state"].numpy())
+            assert episode.simulator_state is not None
             np.testing.assert_array_equal(restored, episode.simulator_state[t])
         index += len(episode)
+
+
+def test_a_world_that_cannot_be_restored_leaves_its_state_out(
+    tmp_path: Path, episodes: list[Episode]
+) -> None:
+    write(tmp_path / "data", [replace(episode, simulator_state=None) for episode in episodes])
+    assert (
+        "simulator_state"
+        not in json.loads((tmp_path / "data/meta/info.json").read_text())["features"]
+    )
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    data = LeRobotDataset("local", root=tmp_path / "data", video_backend="pyav")
+    np.testing.assert_array_equal(data[0]["action"], episodes[0].action[0])
+
+
+def test_a_collection_from_before_options_goes_on(tmp_path: Path, episodes: list[Episode]) -> None:
+    old = {"seed": 0, "target": "hard"}
+    open_writer(tmp_path / "data", source=old).add(episodes[0], 0)
+    new = {"seed": 0, "options": {"target": "hard"}, "action_kind": "absolute"}
+    assert open_writer(tmp_path / "data", source=new).total_episodes == 0
+    with pytest.raises(ValueError, match="begun with options={'target': 'hard'}"):
+        open_writer(tmp_path / "data", source=new | {"options": {}})
 
 
 def test_windows_and_selected_episodes_work_too(tmp_path: Path, episodes: list[Episode]) -> None:

@@ -40,6 +40,7 @@ def test_an_episode_is_what_happened() -> None:
         np.testing.assert_array_equal(observation["pixels"]["front"], episode.images["front"][t])
         observation, *_, info = env.step(action)
         assert info["is_success"] == episode.success[t]
+    assert episode.simulator_state is not None
     env.set_state(episode.simulator_state[20])
     np.testing.assert_array_equal(env.agent_pos, episode.state[20])
     env.close()

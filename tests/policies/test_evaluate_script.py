@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import envs
 from policies.evaluation import episode_seeds, evaluate
+from policies.smoothness import MotionLimits
 from policies.types import Decision
 from scripts.evaluate import (
     EvaluateConfig,
     ExpertPolicy,
+    LimitsConfig,
     environment_options,
     environment_spec,
+    motion_limits,
     run_evaluation,
+    world_of,
 )
 from worldmodel.types import Spec, SpecMismatchError
 
@@ -26,7 +32,10 @@ class HomeSick:
     name = "zeros"
 
     def __init__(self, state_names):
-        source = {"env": "selfflow/ReachAround-v0", "target": "hard", "image_size": [40, 40]}
+        source: dict[str, Any] = {
+            "env": "selfflow/ReachAround-v0", "options": {"target": "hard"},
+            "image_size": [40, 40], "action_kind": "absolute",
+        }  # fmt: skip
         self.stamp = {"environment": source}
         self.spec = Spec(("front",), (32, 32), state_names, state_names, 20.0)
 
@@ -85,6 +94,28 @@ def test_options_given_win_over_those_of_the_checkpoint(names):
         "cameras": ["front"],
         "image_size": [32, 32],
     }
+
+
+def test_options_of_older_checkpoints_are_read_too(names):
+    policy = HomeSick(names)
+    config = EvaluateConfig(env="reach_around")
+    now = environment_options(config, policy)
+    world = policy.stamp["environment"]
+    world["target"] = world.pop("options")["target"]
+    assert environment_options(config, policy) == now
+    world["target"] = None
+    assert "target" not in environment_options(config, policy)
+
+
+def test_limits_are_those_of_their_robot():
+    env = envs.make("reach", cameras=())
+    world = world_of(env)
+    seven = [1.0] * 7
+    limits = LimitsConfig(world.robot_type, seven, seven, seven)
+    assert motion_limits(EvaluateConfig(limits=limits), world) == MotionLimits(seven, seven, seven)
+    assert motion_limits(EvaluateConfig(limits=replace(limits, robot="")), world) is not None
+    assert motion_limits(EvaluateConfig(limits=replace(limits, robot="sawyer")), world) is None
+    assert motion_limits(EvaluateConfig(limits=None), world) is None
 
 
 def test_the_expert_solves_its_task_in_any_number_of_slots():

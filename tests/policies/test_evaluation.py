@@ -42,6 +42,19 @@ def test_an_episode_depends_on_its_own_seed_only(make):
     assert_same(one, whole)
 
 
+def test_what_holds_still_is_the_worlds_to_say():
+    """With changes for actions it is zero, whatever was measured; asked once an episode."""
+    asked = []
+
+    def hold(state):
+        asked.append(state)
+        return np.zeros(2)
+
+    result = evaluate(HoldPolicy(hold), point_world, SEEDS[:3])
+    assert len(asked) == 3
+    assert all((e.commands == 0).all() for e in result.episodes)
+
+
 def test_policies_fulfil_the_protocol():
     for policy in (ChunkedGuess(), RandomPolicy([-1], [1]), HoldPolicy()):
         assert isinstance(policy, Policy)

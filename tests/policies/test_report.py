@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from policies import scores
-from policies.evaluation import ChunkCall, evaluate, replay
+from policies import smoothness as sm
+from policies.evaluation import ChunkCall, Episode, Evaluation, evaluate, replay
 from policies.figure import JointTrace, TopView
 from policies.floors import HoldPolicy, RandomPolicy
 from policies.media import Strip, Video, encode_mp4
@@ -141,6 +142,47 @@ def test_axes_leave_the_gripper_out():
     assert (axes.action, axes.state, axes.span) == ((0, 1), (2, 1), (1.0, 2.0))
     with pytest.raises(ValueError, match="no joint"):
         scores.Axes.from_names(["a"], ["b"], np.zeros(1), np.ones(1))
+
+
+def test_changes_are_judged_by_the_path_that_they_add_up_to():
+    """A world that is sent changes scores as one that is sent the same path as positions."""
+    rng = np.random.default_rng(0)
+    path = np.cumsum(rng.normal(0, 0.01, (40, 2)), axis=0).astype(np.float32)
+    positions = np.concatenate([[[0.0, 0.0]], path[:-1], path[-1:]]).astype(np.float32)
+    changes = np.diff(path, axis=0, prepend=np.zeros((1, 2), np.float32)) / 0.05
+    names, changed = ["x.pos", "y.pos"], ["delta_x", "delta_y", "gripper"]
+    box = -np.ones(3), np.ones(3)
+    moves = {"delta_x": "x.pos", "delta_y": "y.pos"}
+    delta = scores.Axes.from_moves(moves, changed, names, *box, scale=0.05)
+    assert (delta.action, delta.state, delta.names) == ((0, 1), (0, 1), ("x.pos", "y.pos"))
+    absolute = scores.Axes((0, 1), (0, 1), delta.names, (0.1, 0.1))
+
+    def evaluation(commands):
+        starts = np.arange(0, 40, 8)
+        row = Episode(0, True, False, 40, "", commands, positions, starts, None, 0.0)
+        return Evaluation("p", 20.0, [row], [], 1, 1.0)
+
+    sent = np.concatenate([changes, np.ones((40, 1))], axis=1).astype(np.float32)
+    np.testing.assert_allclose(delta.commanded(evaluation(sent).episodes[0]), path, atol=1e-5)
+    a = scores.smoothness(evaluation(sent), delta)
+    b = scores.smoothness(evaluation(path), absolute)
+    seam = "chunk_boundary_ratio"
+    for metric in scores.METRICS:
+        assert a["motion"][metric] == pytest.approx(b["motion"][metric])
+        if metric != seam:
+            assert a["commands"][metric] == pytest.approx(b["commands"][metric], rel=1e-3)
+    assert a["commands"][seam] == pytest.approx(
+        sm.chunk_boundary_ratio(changes, np.arange(0, 40, 8))
+    )
+    assert scores.lag(evaluation(sent), delta)["mean"] == pytest.approx(
+        scores.lag(evaluation(path), absolute)["mean"], rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("moves", [{}, {"delta_x": "y"}, {"dx": "x"}])
+def test_moves_must_name_what_there_is(moves):
+    with pytest.raises(ValueError, match="expected at least one of the actions.*delta_x"):
+        scores.Axes.from_moves(moves, ["delta_x"], ["x"], -np.ones(1), np.ones(1))
 
 
 def test_other_seeds_are_refused(runs, report):

@@ -185,7 +185,9 @@ def test_attempts_of_different_collections_do_not_meet() -> None:
     [
         ({"env": "reech"}, "Did you mean 'reach'"),
         ({"cameras": ["top"]}, "selection of"),
-        ({"target": "tiny"}, "easy"),
+        ({"options": {"target": "tiny"}}, "easy"),
+        ({"options": {"goal": "red"}}, "reach refuses options {'goal': 'red', "),
+        ({"options": {"cameras": ["front"]}}, "settings of their own: cameras="),
         ({"episodes": 0}, "at least 1"),
         ({"workers": -1}, "workers at least 0"),
     ],
@@ -214,9 +216,9 @@ def test_what_was_collected_fits_its_own_environment_and_no_other_robot(tmp_path
 
 def test_the_configuration_composes_into_the_dataclass(root: Path) -> None:
     with initialize_config_dir(str(root / "configs"), version_base=None):
-        config = OmegaConf.to_object(compose("collect", ["out=x", "target=[0.05,0.04]"]))
+        config = OmegaConf.to_object(compose("collect", ["out=x", "options={target:[0.05,0.04]}"]))
         assert isinstance(config, CollectConfig)
-        assert config.target == [0.05, 0.04]
-        assert config == CollectConfig(out="x", target=[0.05, 0.04])
+        assert config.options == {"target": [0.05, 0.04]}
+        assert config == CollectConfig(out="x", options={"target": [0.05, 0.04]})
         with pytest.raises(Exception, match="envv"):
             compose("collect", ["envv=reach"])

@@ -118,6 +118,8 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
     stats = {"state": statistics(states), "action": statistics(actions)}
     targets = action_targets(states, actions, specs[0].state_names, specs[0].action_names)
     kind = config.action_kind
+    if kind == "auto":
+        kind = _stated_kind(sources) or "auto"
     if kind == "auto":  # deltas are not guessed: too much looks like them
         moving = np.flatnonzero(np.array(stats["action"]["std"]) > 1e-6)
         absolute = 2 * sum(targets[i] >= 0 for i in moving) > len(moving)
@@ -205,6 +207,21 @@ def _require_agreement(sources: Sequence[Source], specs: Sequence[Spec]) -> None
     if len({s.robot_type for s in sources}) > 1:
         types = ", ".join(f"{s.name}: {s.robot_type or 'none'}" for s in sources)
         log.warning("the roots name different robots (%s), though all else agrees", types)
+
+
+def _stated_kind(sources: Sequence[Source]) -> str:
+    """What the roots say that their actions are, "" where none does.
+
+    Raises:
+        RootsDisagreeError: one says this, another that.
+    """
+    stated = {s.name: s.action_kind for s in sources if s.action_kind not in ("", "unknown")}
+    if len(set(stated.values())) > 1:
+        kinds = ", ".join(f"{name}: {kind}" for name, kind in stated.items())
+        raise RootsDisagreeError(
+            f"data.root: actions mean different things ({kinds}); one model cannot learn both"
+        )
+    return next(iter(stated.values()), "")
 
 
 def _choose_episodes(sources: Sequence[Source], wanted: object) -> list[list[Episode]]:

@@ -15,6 +15,7 @@ from tests.worldmodel.models import SPECS, make_model
 from worldmodel.checkpoint import open_checkpoint, save_policy
 from worldmodel.data import DataConfig, DatasetError, open_data
 from worldmodel.data.dataset import RANK_WINDOWS, _whole_chunks
+from worldmodel.data.errors import BrokenError, RootsDisagreeError
 from worldmodel.data.stats import FIT_TOLERANCE, action_rank, action_targets, statistics
 from worldmodel.selfflow import ObjectiveConfig
 from worldmodel.types import Spec
@@ -199,8 +200,10 @@ def test_targets_are_found_in_any_common_unit(scale: float) -> None:
 # --- opened data ---------------------------------------------------------------------------------
 
 
-def record(root: Path, *, delta: bool = False, state_names=NAMES, action_names=NAMES) -> Path:
-    """Eight episodes of 60 frames: two reaching joints, a switching gripper, a parked joint."""
+def record(
+    root: Path, *, delta: bool = False, state_names=NAMES, action_names=NAMES, episodes: int = 8
+) -> Path:
+    """Episodes of 60 frames: two reaching joints, a switching gripper, a parked joint."""
 
     def motion(rng, frames, state_dim, action_dim, fps):
         switch = np.sign(np.sin(np.arange(frames) / 11 + rng.uniform(0, 6)))
@@ -214,7 +217,7 @@ def record(root: Path, *, delta: bool = False, state_names=NAMES, action_names=N
         patch.setattr(tests.datasets, "motion", motion)
         return tests.datasets.write_dataset(
             root,
-            episodes=8,
+            episodes=episodes,
             length=60,
             cameras=(),
             state_dim=4,
@@ -231,8 +234,12 @@ def absolute(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def opened(tmp_path: Path):
-    def call(root: Path, **options):
-        config = DataConfig(root=str(root), cache_dir=str(tmp_path / "cache"), **options)
+    def call(root: Path | list[str], **options):
+        config = DataConfig(
+            root=root if isinstance(root, list) else str(root),
+            cache_dir=str(tmp_path / "cache"),
+            **options,
+        )
         return open_data(config, progress=False)
 
     return call
@@ -263,6 +270,29 @@ def test_most_of_what_moves_must_be_a_target(tmp_path: Path, opened) -> None:
     one = record(tmp_path / "one", action_names=("x", "force", "jaw", "spare"))
     assert opened(one).spec.action_targets == (0, -1, -1, -1)
     assert opened(one).spec.action_kind == "unknown"
+
+
+def say(root: Path, facts: object) -> Path:
+    """Let a dataset say where it comes from, as our tools do."""
+    (root / "meta" / "source.json").write_text(json.dumps(facts))
+    return root
+
+
+def test_what_the_dataset_says_of_its_actions_counts(tmp_path: Path, opened) -> None:
+    root = say(record(tmp_path / "delta", delta=True), {"action_kind": "delta"})
+    assert opened(root).spec.action_kind == "delta"
+    assert opened(root, action_kind="unknown").spec.action_kind == "unknown"
+    say(root, {"env": "before actions had a kind"})
+    assert opened(root).spec.action_kind == "unknown"
+    silent = record(tmp_path / "silent", delta=True, episodes=7)
+    say(root, {"action_kind": "delta"})
+    assert opened([str(root), str(silent)]).spec.action_kind == "delta"
+    say(silent, {"action_kind": "absolute"})
+    with pytest.raises(RootsDisagreeError, match="delta: delta.*silent: absolute"):
+        opened([str(root), str(silent)])
+    say(root, {"action_kind": "sideways"})
+    with pytest.raises(BrokenError, match="'sideways'; it can be absolute, delta or unknown"):
+        opened(root)
 
 
 @pytest.mark.parametrize("kind", ["absolute", "delta", "unknown"])
