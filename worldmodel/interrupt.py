@@ -12,13 +12,13 @@ from typing import Any
 def stop_on_signal() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in a list, so that the step in progress ends and is saved.
 
-    A second Ctrl-C acts at once. Outside the main thread signals cannot be caught; there this does
-    nothing.
+    A second Ctrl-C acts at once; a second SIGTERM does not, since of a launcher and a scheduler
+    each may send one. Outside the main thread signals cannot be caught; there this does nothing.
     """
     seen: list[int] = []
 
     def note(number: int, _frame: Any) -> None:
-        if seen:
+        if number == signal.SIGINT and number in seen:
             raise KeyboardInterrupt
         seen.append(number)
 

@@ -5,24 +5,31 @@ for bit on the same machine and thread count: data order, draws, weights and ``m
 depends on the clock (windows per second) goes to ``timing.jsonl``. It holds because nothing is
 remembered between steps but what a checkpoint stores, and because a checkpoint of step N is written
 after every line of step N.
+
+Several processes (`worldmodel.distributed`) do the same steps on the same batches, each with its
+rows of them; the leader alone writes. Sums over processes are rounded otherwise than one process
+would, so that another number of them gives the same run but for the last digits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from . import checkpoint
 from .data import Order, Windows
 from .diagnostics import teacher_signal
+from .distributed import ALONE, World
 from .interrupt import stop_on_signal
 from .lock import sole_writer
 from .optimize import FitConfig, choose_dtype, make_optimizers
@@ -81,6 +88,7 @@ def fit(
     resume: bool = False,
     settings: str | None = None,
     console: Console | None = None,
+    world: World = ALONE,
 ) -> FitResult:
     """Train until `steps` or `minutes` are reached, whichever comes first.
 
@@ -93,22 +101,38 @@ def fit(
         resume: go on from ``out/checkpoints/last``; starts afresh where there is none.
         settings: what the run was configured with, kept as ``out/config.yaml``.
         console: where progress is shown; None is quiet.
+        world: the processes that train together, each calling this with the same arguments.
 
     Raises:
-        ValueError: neither steps nor minutes, or a run already in `out` without `resume`.
+        ValueError: neither steps nor minutes, or a run already in `out` without `resume`; or the
+            batch does not go evenly into the processes, or they are not at the same work.
         LockedError: another process trains into `out`.
         checkpoint.CheckpointError: the run in `out` has other settings or data, by name; its
             training state is missing or broken; or the disk is full.
         NotFiniteError: the loss or gradient left the numbers; the last checkpoint stays.
+        PeerError: another process of this run ended.
     """
     length = Length(steps, minutes)
-    with sole_writer(out):
-        last = resumable(out, resume)
-        if last:
-            require_same_run(last, objective, config, stamp)
-        if settings is not None:
-            (out / "config.yaml").write_text(settings)
-        run = Run(objective, train, validation, config, out, stamp, seed, last)
+    world.require_divides(config.batch_size, "fit.batch_size")
+    with sole_writer(out) if world.leads else contextlib.nullcontext():
+
+        def begin() -> Path | None:
+            last = resumable(out, resume)
+            if last:
+                require_same_run(last, objective, config, stamp)
+            if settings is not None:
+                (out / "config.yaml").write_text(settings)
+            return last
+
+        world.require_same(
+            {
+                "the configuration": settings or config,
+                "the data": (len(train), stamp.get("dataset")),
+                "the version of the code": stamp.get("revision"),
+            }
+        )
+        last = world.leader(begin)
+        run = Run(objective, train, validation, config, out, stamp, seed, last, world)
         return run.until(length, console)
 
 
@@ -135,6 +159,9 @@ class Run:
 
     Args:
         last: checkpoint that it goes on from; None where it starts. The others: see `fit`.
+
+    Attributes:
+        keeper, record: of the process that leads; None in the others, which write nothing.
     """
 
     def __init__(
@@ -147,22 +174,30 @@ class Run:
         stamp: dict[str, Any],
         seed: int,
         last: Path | None,
+        world: World,
     ) -> None:
         self.objective, self.train, self.validation = objective, train, validation
-        self.config, self.last = config, last
-        self.keeper = checkpoint.Keeper(out / "checkpoints")
-        clear_ahead(self.keeper.root, int(last.name) if last else -1)
+        self.config, self.last, self.world = config, last, world
         self.optimizers = make_optimizers(objective, config)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.state = state = restore(last, objective, self.optimizers) if last else RunState()
-        if state.best_step is not None:  # the run may have been killed between moving its two links
-            self.keeper.write(state.best_step, never_written, ("best",))
         if state.dtype is None:
-            chosen = choose_dtype(config.dtype, objective.device)
+            chosen = world.leader(lambda: choose_dtype(config.dtype, objective.device))
             state.dtype = str(chosen).removeprefix("torch.")
         self.dtype = choose_dtype(state.dtype, objective.device)
-        self.stamp = stamp | {"dtype": state.dtype, "threads": torch.get_num_threads()}
-        self.record = Record(out, config, state.step, state.pending)
+        self.stamp = stamp | {
+            "dtype": state.dtype,
+            "threads": torch.get_num_threads(),
+            "processes": world.size,
+        }
+        self.keeper: checkpoint.Keeper | None = None
+        self.record: Record | None = None
+        if world.leads:
+            self.keeper = checkpoint.Keeper(out / "checkpoints")
+            clear_ahead(self.keeper.root, int(last.name) if last else -1)
+            if state.best_step is not None:  # perhaps killed between moving its two links
+                self.keeper.write(state.best_step, never_written, ("best",))
+            self.record = Record(out, config, state.step, state.pending)
         self.order = Order(len(train), config.batch_size, seed)
         self.begun = time.perf_counter() - state.seconds
 
@@ -173,32 +208,45 @@ class Run:
 
     def until(self, length: Length, console: Console | None) -> FitResult:
         """Train until the length is reached or a signal comes."""
-        state, config = self.state, self.config
+        state, world = self.state, self.world
         start, before = state.step, state.seconds
-        shares = self.objective.shares
-        main_loss = "act/action/loss" if "act" in shares else f"{next(iter(shares))}/loss"
         self.objective.train()
-        with stop_on_signal() as stopped, TrainProgress(console) as shown:
-            while (share := length.share(state.step, self.seconds)) < 1 and not stopped:
+        with (
+            stop_on_signal() as stopped,
+            TrainProgress(console if world.leads else None) as shown,
+        ):
+            while True:
+                share, number = self.agree(length, stopped)
+                if share >= 1 or number:
+                    break
                 scale = self.step(share)
-                seconds = self.seconds
-                windows = (state.step - start) * config.accumulate * config.batch_size
-                rate = windows / max(1e-9, seconds - before)
-                if config.log_every and state.step % config.log_every == 0:
-                    timing = {"seconds": round(seconds, 3), "windows_per_s": round(rate, 2)}
-                    line = self.record.flush(state.step, timing, lr=config.lr * scale)
-                    shown.loss = line.get(main_loss, shown.loss)
-                share = max(length.share(state.step, self.seconds), 1e-9)
-                left = max(0.0, seconds / share - seconds)
-                shown.update(min(1.0, share), state.step, rate, left)
-                improved = self.validate()
-                if improved or (config.save_every and state.step % config.save_every == 0):
-                    self.save(improved)
+                if world.leads:
+                    done = (state.step - start) * self.config.accumulate * self.config.batch_size
+                    rate = done / max(1e-9, self.seconds - before)
+                    self.log(scale, rate, shown)
+                    seconds, share = self.seconds, max(self.share(length), 1e-9)
+                    left = max(0.0, seconds / share - seconds)
+                    shown.update(min(1.0, share), state.step, rate, left)
+                    self.keep()
             # A run that had nothing left to do stays as it is.
-            folder = self.last if self.last and state.step == start else self.save()
-        self.record.close()
-        number = signal.Signals(stopped[0]) if stopped else None
-        return FitResult(state.step, start, self.seconds, number, state.best, folder)
+            idle = self.last if state.step == start else None
+            folder = world.leader(lambda: idle or self.save())
+            share, number = self.agree(length, stopped)
+        if self.record:
+            self.record.close()
+        ended = signal.Signals(number) if number else None
+        return FitResult(state.step, start, self.seconds, ended, state.best, folder)
+
+    def share(self, length: Length) -> float:
+        """How much of the run is done, by this process's clock."""
+        return length.share(self.state.step, self.seconds)
+
+    def agree(self, length: Length, stopped: list[int]) -> tuple[float, int]:
+        """What all processes go by: the leader's `share`, and a signal that one got (0: none)."""
+        share = self.share(length) if self.world.leads else -1.0
+        own = torch.tensor([share, stopped[0] if stopped else 0], dtype=torch.float64)
+        share, number = self.world.greatest(own).tolist()
+        return share, int(number)
 
     def step(self, share: float) -> float:
         """One optimiser step at this share of the run; returns the factor on the learning rates."""
@@ -208,30 +256,38 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * scale
         diagnose = bool(config.diagnose_every) and step % config.diagnose_every == 0
-        if diagnose:
+        if diagnose and self.world.leads:
             self.diagnose()
         names = [self.learn(micro, diagnose) for micro in range(config.accumulate)]
+        self.world.add_all([p.grad for p in self.parameters])
         norm = float(nn.utils.clip_grad_norm_(self.parameters, config.clip))
         require_finite(norm, "gradient norm", step, ", ".join(names))
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         objective.after_step(step)
-        self.record.add({"gradient_norm": norm})
+        self.add({"gradient_norm": norm})
         self.state.step += 1
         return scale
 
     def learn(self, micro: int, diagnose: bool) -> str:
-        """Gradients of one micro-batch, added to those of the step; returns its pattern's name."""
-        objective, step = self.objective, self.state.step
+        """Gradients of one micro-batch, added to those of the step; returns its pattern's name.
+
+        With several processes these are this one's part of them.
+        """
+        objective, step, world = self.objective, self.state.step, self.world
         chosen = objective.choose(step, micro)
         indices = self.order.batch(step * self.config.accumulate + micro)
+        indices = indices[world.rows(len(indices))]
         window = self.train.batch(indices, future=objective.needs_future(chosen))
+        window = window.to(objective.device)
         with self.autocast():
-            losses = objective.losses(window.to(objective.device), chosen, step, micro, diagnose)
-        require_finite(float(losses.total.detach()), "loss", step, chosen.name)
+            losses = objective.losses(window, chosen, step, micro, diagnose, world)
+        parts = [float(losses.total.detach()), *map(float, losses.logs.values())]
+        total, *logs = world.add(torch.tensor(parts, dtype=torch.float64)).tolist()
+        require_finite(total, "loss", step, chosen.name)
         (losses.total / self.config.accumulate).backward()
-        self.record.add(losses.logs)
+        self.add(dict(zip(losses.logs, logs, strict=True)))
         return chosen.name
 
     def autocast(self) -> torch.autocast:
@@ -248,12 +304,34 @@ class Run:
         for name in objective.shares:
             asked = pattern(name, horizon, min(1, horizon.chunk - 1))
             with self.autocast():
-                self.record.add(teacher_signal(objective, window, asked, step))
+                self.add(teacher_signal(objective, window, asked, step))
+
+    # --- what the leader alone does ---------------------------------------------------------------
+
+    def add(self, logs: Mapping[str, Tensor | float]) -> None:
+        """Take values into the next line of ``metrics.jsonl``."""
+        if self.record:
+            self.record.add(logs)
+
+    def log(self, scale: float, rate: float, shown: TrainProgress) -> None:
+        """Write a line where it is time to."""
+        every, step, shares = self.config.log_every, self.state.step, self.objective.shares
+        if self.record and every and step % every == 0:
+            timing = {"seconds": round(self.seconds, 3), "windows_per_s": round(rate, 2)}
+            line = self.record.flush(step, timing, lr=self.config.lr * scale)
+            main = "act/action/loss" if "act" in shares else f"{next(iter(shares))}/loss"
+            shown.loss = line.get(main, shown.loss)
+
+    def keep(self) -> None:
+        """Validate and save where it is time to, and where the score is the best so far."""
+        improved, every = self.validate(), self.config.save_every
+        if improved or (every and self.state.step % every == 0):
+            self.save(improved)
 
     def validate(self) -> bool:
         """Validate where it is time to; whether the score is the best so far."""
         state, every = self.state, self.config.validate_every
-        if not (self.validation and every and state.step % every == 0):
+        if not (self.record and self.validation and every and state.step % every == 0):
             return False
         count = self.config.validation_windows
         line = validate(self.objective, self.validation, count, self.dtype)
@@ -267,6 +345,7 @@ class Run:
 
     def save(self, is_best: bool = False) -> Path:
         """Write a checkpoint; returns its folder."""
+        assert self.keeper is not None, "only the leader writes"
         state, objective = self.state, self.objective
         state.seconds = self.seconds
         is_best = is_best or state.best is None  # without a score the best is the last
