@@ -3,14 +3,19 @@
 ::
 
     python -m scripts.train data.root=outputs/demonstrations minutes=8 out=outputs/train
+    accelerate launch --num_processes 2 -m scripts.train data.root=... out=... steps=20000
 
 The run's folder holds ``config.yaml`` (resolved), ``metrics.jsonl``, ``timing.jsonl`` and
 ``checkpoints/last`` and ``checkpoints/best``. Ended in any way, ``resume=true`` goes on. Exit
 codes: 0 done, 1 an error that the last lines explain, 130 Ctrl-C, 143 SIGTERM.
+
+Started by ``accelerate launch`` or ``torchrun``, several processes share each batch: see
+`worldmodel.distributed`.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -26,8 +31,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
+from worldmodel import distributed
 from worldmodel.checkpoint import CheckpointError, open_checkpoint
 from worldmodel.data import Data, DataConfig, DatasetError, Normalizer, open_data
+from worldmodel.distributed import ALONE, PeerError, World
 from worldmodel.lock import require_free
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.progress import clock
@@ -82,6 +89,7 @@ EXPECTED = (
     CheckpointError,
     SpecMismatchError,
     NotFiniteError,
+    PeerError,
     OmegaConfBaseException,
     ValueError,
     OSError,
@@ -89,14 +97,27 @@ EXPECTED = (
 """What the user can mend: shown as a message. Anything else is our mistake: a traceback."""
 
 
-def choose_device(name: str) -> torch.device:
-    """A torch device; "auto" takes a GPU where there is one.
+def choose_device(name: str, world: World = ALONE) -> torch.device:
+    """A torch device; "auto" takes a GPU where there is one, of several processes each its own.
 
     Raises:
-        ValueError: the device is not there.
+        ValueError: the device is not there, or not there for each process.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if world.size > 1 and name.startswith("cuda"):
+        count = torch.cuda.device_count()
+        if name != "cuda":
+            raise ValueError(
+                f"device={name} is one GPU for {world.size} processes; leave device=auto, and "
+                "choose GPUs by CUDA_VISIBLE_DEVICES"
+            )
+        if world.local_rank >= count:
+            raise ValueError(
+                f"this machine has {count} GPUs and more processes than that were started: start "
+                f"{count}, or use device=cpu"
+            )
+        name = f"cuda:{world.local_rank}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -110,11 +131,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def train(config: TrainConfig, console: Console, data: Data | None = None) -> FitResult:
+def train(
+    config: TrainConfig, console: Console, data: Data | None = None, world: World = ALONE
+) -> FitResult:
     """Run one training as configured.
 
     Args:
+        console: of the process that leads; the others are quiet.
         data: already opened data, to spare opening it twice.
+        world: the processes that train together.
 
     Raises:
         LockedError: another process trains into ``config.out``.
@@ -123,10 +148,16 @@ def train(config: TrainConfig, console: Console, data: Data | None = None) -> Fi
     # What can be refused at once, before minutes of decoding.
     require_length(config.steps, config.minutes)
     config.model.resolve()
-    device = choose_device(config.device)
-    require_free(out)
-    last = resumable(out, config.resume)
-    data = data or open_data(config.data, progress=not console.quiet)
+    world.require_divides(config.fit.batch_size, "fit.batch_size")
+    device = choose_device(config.device, world)
+
+    def begun() -> Path | None:
+        require_free(out)
+        return resumable(out, config.resume)
+
+    last = world.leader(begun)
+    with world.machine_by_machine():  # the first process builds the frame cache, if there is none
+        data = data or open_data(config.data, progress=not console.quiet)
     console.print(repr(data), highlight=False)
     c = config.data
     horizon = Horizon(
@@ -146,8 +177,8 @@ def train(config: TrainConfig, console: Console, data: Data | None = None) -> Fi
     objective = SelfFlow(model, config.objective, config.seed).to(device)
     count = sum(p.numel() for p in model.parameters())
     console.print(
-        f"model       {config.model.size}, {count / 1e6:.2f}M parameters, {device}; "
-        f"objective {config.objective.name}",
+        f"model       {config.model.size}, {count / 1e6:.2f}M parameters, {device}"
+        f"{f' and {world.size - 1} more' * (world.size > 1)}; objective {config.objective.name}",
         highlight=False,
     )
     return fit(
@@ -163,6 +194,7 @@ def train(config: TrainConfig, console: Console, data: Data | None = None) -> Fi
         resume=config.resume,
         settings=OmegaConf.to_yaml(OmegaConf.structured(config)),
         console=console,
+        world=distributed.on_device(world, device),
     )
 
 
@@ -246,23 +278,39 @@ def how_to_resume() -> str:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def run(values: DictConfig) -> None:
+    sys.stderr = sys.__stderr__
     console = Console()
+    world = None
     try:
         config: Any = OmegaConf.to_object(values)
-        result = train(config, console)
-    except KeyboardInterrupt:
-        say(console, "stopped at once; what was saved before stays. Go on with:", how_to_resume())
-        sys.exit(128 + signal.SIGINT)
-    except EXPECTED as error:
-        say(console, f"[bold red]{type(error).__name__}:[/] {escape(str(error))}")
-        sys.exit(1)
+        world = distributed.join()
+        result = train(config, console if world.leads else Console(quiet=True), world=world)
+    except (KeyboardInterrupt, *EXPECTED) as error:
+        # What is wrong before they join is wrong for all alike.
+        speaks = world.first_to_fail() if world else distributed.rank() == 0
+        if isinstance(error, KeyboardInterrupt):
+            lines = ["stopped at once; what was saved before stays. Go on with:", how_to_resume()]
+        else:
+            lines = [f"[bold red]{type(error).__name__}:[/] {escape(str(error))}"]
+        if speaks:
+            say(console, *lines)
+        sys.exit(128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1)
+    if world.leads:
+        tell(console, config, result)
+    world.leave()
     if result.signal:
-        say(
-            console,
-            f"{result.signal.name}: stopped after step {result.steps}, saved. Go on with:",
-            how_to_resume(),
-        )
         sys.exit(128 + result.signal)
+
+
+def tell(console: Console, config: TrainConfig, result: FitResult) -> None:
+    """Say how a run ended, and how it goes on."""
+    if result.signal:
+        stopped = f"{result.signal.name}: stopped after step {result.steps}, saved. Go on with"
+        again = (
+            " (in one process; or behind the launcher again)" if distributed.launched() > 1 else ""
+        )
+        say(console, f"{stopped}{again}:", how_to_resume())
+        return
     done = f"{result.steps} steps in {clock(result.seconds)}"
     if result.steps == result.resumed_at:
         say(console, f"nothing left to do: {config.out} has its {done}")
@@ -279,6 +327,8 @@ def say(console: Console, *lines: str) -> None:
 
 
 def main() -> None:
+    if distributed.rank() > 0:  # the leader says it too, if there is a mistake in the command line
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     refuse_unknown_keys(TrainConfig, sys.argv[1:], ("model", "objective", "experiment"))
     run()
 

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .distributed import ALONE, World
 from .flow import TimeConfig, interpolate, velocity_from_data
 from .inputs import Inputs
 from .model import Clock, Prediction, WorldModel, token_times
@@ -187,6 +188,7 @@ class Question:
         given, given_steps: modality name -> clean patches ``[B, steps, n, E]``, and which steps.
         target, wanted_steps: the same, ``[B * R, steps, n, E]``, of what is wanted.
         valid: modality name -> bool ``[B * R, steps]``: which wanted steps carry a loss.
+        counts: modality name -> int64 ``[]``: how many of them do, in the rows of all processes.
         task: int64 ``[B]``, after dropout.
         draws: R.
         draw: noise and times of the wanted patches.
@@ -198,6 +200,7 @@ class Question:
     wanted_steps: dict[str, slice]
     target: dict[str, Tensor]
     valid: dict[str, Tensor]
+    counts: dict[str, Tensor]
     task: Tensor
     draws: int
     draw: Draw
@@ -281,10 +284,18 @@ class SelfFlow(nn.Module):
         """Whether windows for this pattern must hold future frames."""
         return chosen.name not in ("act", "act_prefix")
 
-    def draw(self, wanted: dict[str, Tensor], step: int, micro: int = 0) -> Draw:
-        """Times, masks and noise for wanted patches ``[B, steps, n, E]``."""
+    def draw(
+        self, wanted: dict[str, Tensor], step: int, micro: int = 0, world: World = ALONE
+    ) -> Draw:
+        """Times, masks and noise for wanted patches ``[B, steps, n, E]``.
+
+        Each process draws for the whole batch, so that a row's numbers do not depend on how many
+        processes share it.
+        """
         config, device = self.config, self.device
         batch = next(iter(wanted.values())).shape[0]
+        whole = batch * world.size
+        mine = world.rows(whole)
         if config.name == "regression":
             ones = {n: torch.ones(batch, 1, device=device) for n in wanted}
             zeros = {n: torch.zeros_like(v) for n, v in wanted.items()}
@@ -292,7 +303,7 @@ class SelfFlow(nn.Module):
 
         def quantile(purpose: str) -> Tensor:
             g = generator(self.seed, purpose, step, micro)
-            return torch.rand(batch, 1, generator=g).to(device)
+            return torch.rand(whole, 1, generator=g)[mine].to(device)
 
         u_t, u_s, plain = quantile("t"), quantile("s"), quantile("plain")
         u_s = torch.where(plain < config.plain_share, u_t, u_s)
@@ -303,7 +314,8 @@ class SelfFlow(nn.Module):
             ratio = config.mask_ratio.get(kind, 0.0)
             t = time.from_quantile(u_t)
             source = generator(self.seed, f"noise/{name}", step, micro, device=device)
-            noise[name] = torch.randn(values.shape, generator=source, device=device)
+            shape = (whole, *values.shape[1:])
+            noise[name] = torch.randn(shape, generator=source, device=device)[mine]
             s = time.from_quantile(u_s)
             cleaner = torch.minimum(t, s)
             clean = config.teacher_time == "clean"
@@ -314,7 +326,7 @@ class SelfFlow(nn.Module):
             tokens = values.shape[1] * values.shape[2]
             student.levels[name] = torch.cat([t, s], dim=1)
             mask_source = generator(self.seed, f"mask/{name}", step, micro)
-            student.which[name] = self._mask(batch, tokens, ratio, mask_source).to(device)
+            student.which[name] = self._mask(whole, tokens, ratio, mask_source)[mine].to(device)
         return Draw(noise, student, teacher)
 
     def _mask(self, batch: int, tokens: int, ratio: float, source: torch.Generator) -> Tensor:
@@ -323,13 +335,16 @@ class SelfFlow(nn.Module):
         runs = torch.rand(batch, -(-tokens // block), generator=source) < ratio
         return runs.repeat_interleave(block, dim=1)[:, :tokens].long()
 
-    def ask(self, window: Window, chosen: Pattern, step: int, micro: int = 0) -> Question:
+    def ask(
+        self, window: Window, chosen: Pattern, step: int, micro: int = 0, world: World = ALONE
+    ) -> Question:
         """A micro-batch under a pattern: what is given, what is wanted, and all its random draws.
 
         Args:
             window: B windows; with future frames where the pattern needs them.
             step: number of the optimiser step, from 0.
             micro: number of the micro-batch in the step.
+            world: the processes that share the micro-batch; `window` has this one's rows of it.
         """
         config, model = self.config, self.model
         # A regression has no noise: further draws would be the same computation again.
@@ -341,8 +356,10 @@ class SelfFlow(nn.Module):
             n: self.inputs.valid(window, n, part, config.padded_actions).repeat_interleave(draws, 0)
             for n, part in wanted_steps.items()
         }
+        counts = world.add(torch.stack([v.sum() for v in valid.values()]))
         source = generator(self.seed, "task", step, micro)
-        drop = torch.rand(len(window.task), generator=source).to(self.device)
+        whole = len(window.task) * world.size
+        drop = torch.rand(whole, generator=source)[world.rows(whole)].to(self.device)
         return Question(
             pattern=chosen,
             given=self.inputs.patches(window, given_steps),
@@ -350,9 +367,10 @@ class SelfFlow(nn.Module):
             wanted_steps=wanted_steps,
             target=target,
             valid=valid,
+            counts=dict(zip(valid, counts, strict=True)),
             task=torch.where(drop < model.config.task_dropout, -1, window.task),
             draws=draws,
-            draw=self.draw(target, step, micro),
+            draw=self.draw(target, step, micro, world),
         )
 
     def forward(self, window: Window, step: int, micro: int = 0) -> Losses:
@@ -366,16 +384,20 @@ class SelfFlow(nn.Module):
         step: int,
         micro: int = 0,
         gradient_shares: bool = False,
+        world: World = ALONE,
     ) -> Losses:
         """Losses of one micro-batch under a given pattern.
 
+        With several processes each gets its part: the sum over them, of the loss, of its gradient
+        and of every log, is that of the whole micro-batch in one process.
+
         Args:
-            window, step, micro: see `ask`.
+            window, step, micro, world: see `ask`.
             gradient_shares: also log what share of the gradient norm of the last block each
                 modality's weighted loss has, and how many of its tokens counted.
         """
         config, model = self.config, self.model
-        asked = self.ask(window, chosen, step, micro)
+        asked = self.ask(window, chosen, step, micro, world)
         clock = asked.draw.clock
         noisy = asked.noisy(clock)
         use_teacher = config.feature_weight > 0
@@ -387,7 +409,7 @@ class SelfFlow(nn.Module):
         for name, data in asked.target.items():
             aim = velocity_from_data(noisy[name], data, token_times(clock, name, data))
             error = (out.velocity[name] - aim).square().mean(dim=(2, 3))
-            loss = masked_mean(error, asked.valid[name])
+            loss = masked_sum(error, asked.valid[name]) / asked.counts[name].clamp_min(1)
             weighted[name] = config.loss_weight.get(model.modalities[name].kind, 1.0) * loss
             logs[f"{chosen.name}/{name}/loss"] = loss.detach()
         total = torch.zeros((), device=self.device)
@@ -400,7 +422,7 @@ class SelfFlow(nn.Module):
                 gamma *= min(1.0, (step + 1) / config.feature_warmup)
             total = total + gamma * loss
         if gradient_shares:
-            logs |= self._gradient_shares(weighted, asked)
+            logs |= self._gradient_shares(weighted, asked, world)
         logs[f"{chosen.name}/loss"] = total.detach()
         return Losses(total, logs)
 
@@ -432,25 +454,31 @@ class SelfFlow(nn.Module):
             if modality.kind not in self.config.feature_kinds:
                 continue
             ok = asked.valid[name].repeat_interleave(modality.per_step, dim=1)
-            losses.append(masked_mean(distance[:, part], ok))
+            count = asked.counts[name] * modality.per_step
+            losses.append(masked_sum(distance[:, part], ok) / count.clamp_min(1))
             logs[f"{asked.pattern.name}/{name}/feature_loss"] = losses[-1].detach()
         if not losses:
             return torch.zeros((), device=self.device)
         return torch.stack(losses).mean()
 
-    def _gradient_shares(self, weighted: dict[str, Tensor], asked: Question) -> dict[str, float]:
+    def _gradient_shares(
+        self, weighted: dict[str, Tensor], asked: Question, world: World
+    ) -> dict[str, float]:
         """See `losses`."""
         shared = list(self.model.backbone.blocks[-1].parameters())
         norms = {}
         for name, loss in weighted.items():
             grads = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-            norms[name] = math.sqrt(sum(float(g.square().sum()) for g in grads if g is not None))
+            norms[name] = math.sqrt(
+                sum(float(g.square().sum()) for g in world.add_all(grads) if g is not None)
+            )
         total = sum(norms.values()) or 1.0
         logs = {}
         for name, norm in norms.items():
             prefix, per_step = f"{asked.pattern.name}/{name}", self.model.modalities[name].per_step
-            logs[f"{prefix}/gradient_share"] = norm / total
-            logs[f"{prefix}/tokens"] = float(asked.valid[name].sum()) * per_step
+            # Known whole to each process: an equal part of it from each.
+            logs[f"{prefix}/gradient_share"] = norm / total / world.size
+            logs[f"{prefix}/tokens"] = float(asked.counts[name]) * per_step / world.size
         return logs
 
     def after_step(self, step: int) -> None:
@@ -458,7 +486,11 @@ class SelfFlow(nn.Module):
         self.ema.update(step + 1)
 
 
+def masked_sum(values: Tensor, valid: Tensor) -> Tensor:
+    """Sum of ``[B, L]`` over valid entries."""
+    return (values * valid.to(values.dtype)).sum()
+
+
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     """Mean of ``[B, L]`` over valid entries; 0 when there are none."""
-    weight = valid.to(values.dtype)
-    return (values * weight).sum() / weight.sum().clamp_min(1)
+    return masked_sum(values, valid) / valid.sum().clamp_min(1)

@@ -513,7 +513,7 @@ def test_wandb_offline_needs_neither_network_nor_login(trainer: Trainer, tmp_pat
 
 
 def test_wandb_is_not_imported_unless_asked_for(root: Path) -> None:
-    text = (root / "worldmodel/train.py").read_text()
+    text = (root / "worldmodel/record.py").read_text()
     assert "\nimport wandb" not in text
 
 
