@@ -104,7 +104,9 @@ class DatasetWriter:
         self.robot_type = robot_type
         self._videos = {f"observation.images.{camera}": camera for camera in cameras}
         self._image_sizes = (
-            dict(image_size) if isinstance(image_size, Mapping) else dict.fromkeys(cameras, image_size)
+            dict(image_size)
+            if isinstance(image_size, Mapping)
+            else dict.fromkeys(cameras, image_size)
         )
         self._vectors = {"observation.state": state_names, "action": action_names}
         self._action_kind = action_kind

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import ArmEnv
+if TYPE_CHECKING:
+    from .base import ArmEnv  # brings MuJoCo, which `envs.dataset` does not need
 
 
 @dataclass

@@ -66,6 +66,15 @@ def dimension_names(feature: dict[str, Any], prefix: str) -> tuple[str, ...]:
     return tuple(f"{prefix}_{i}" for i in range(width))
 
 
+def recorded_kind(feature: dict[str, Any]) -> str:
+    """What an action feature says of itself: "absolute" or "delta", else "unknown".
+
+    It stands in the feature's ``info``, where `scripts.import_hdf5` writes it.
+    """
+    kind = (feature.get("info") or {}).get("action_kind")
+    return kind if kind in ("absolute", "delta") else "unknown"
+
+
 def camera_name(key: str) -> str:
     """A feature's key without LeRobot's prefixes: ``observation.images.front`` -> ``front``."""
     for prefix in CAMERA_PREFIXES:
