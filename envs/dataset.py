@@ -16,6 +16,7 @@ which at 48 px blurs a red marker to 29 dB PSNR. Browsers do not play it; PyAV a
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -219,7 +220,8 @@ class DatasetWriter:
 
         Raises:
             ValueError: a camera has another number of frames than there are actions.
-            OSError: the disk is full, or fails.
+            OSError: the disk is full, or fails. What was committed before stays; the writer is of
+                no use any more, a new one takes up from there.
         """
         paths = self._paths(self._file)
         length = len(action)
@@ -232,7 +234,11 @@ class DatasetWriter:
             frames = 0
             for block in itertools.batched(images[camera], _BLOCK):
                 pictures = np.stack(block)
-                self._encoders[key].write(pictures)
+                try:
+                    self._encoders[key].write(pictures)
+                except OSError:
+                    self._abandon()
+                    raise
                 counts += _histogram(pictures)
                 frames += len(pictures)
             if frames != length:
@@ -292,8 +298,12 @@ class DatasetWriter:
         # Taken out first: committing once more after an error has nothing to write.
         pending, self._pending = self._pending, []
         paths = self._paths(self._file)
-        for encoder in self._encoders.values():
-            encoder.close()
+        try:
+            for encoder in self._encoders.values():
+                encoder.close()
+        except OSError:
+            self._abandon()
+            raise
         self._encoders.clear()
 
         tables = []
@@ -334,6 +344,13 @@ class DatasetWriter:
         _write_json(self.root / INFO, self._info())
         self._file += 1
         self._pending_frames = 0
+
+    def _abandon(self) -> None:
+        """Give up what is not committed, after the disk failed."""
+        for encoder in self._encoders.values():
+            encoder.abandon()
+        self._encoders.clear()
+        self._pending.clear()
 
     def _write_tasks(self) -> None:
         """Write the table of tasks where there are new ones."""
@@ -421,6 +438,11 @@ class _Encoder:
     def close(self) -> None:
         self._container.mux(self._stream.encode(None))
         self._container.close()
+
+    def abandon(self) -> None:
+        """Close a file that cannot be finished; PyAV would complain when it is collected."""
+        with contextlib.suppress(OSError):
+            self._container.close()
 
 
 def _vector_stats(columns: Mapping[str, np.ndarray]) -> Stats:

@@ -10,6 +10,7 @@ last commit. The source is only read.
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -239,7 +240,7 @@ def _source(config: ImportConfig, demonstrations: Demonstrations) -> dict[str, A
         "task": config.task,
         "state": list(demonstrations.state),
         "action": list(demonstrations.action),
-        "images": demonstrations.images,
+        "cameras": demonstrations.images,
         "jpeg_channels": demonstrations.jpeg_channels,
         "crf": config.crf,
         "facts": demonstrations.facts,
@@ -314,9 +315,15 @@ def run(values: DictConfig) -> None:
         bar.stop()
         console.print(f"Stopped. {config.out} holds what is finished; the same command goes on.")
         raise SystemExit(130) from None
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         bar.stop()
         raise SystemExit(str(error)) from None
+    except OSError as error:
+        bar.stop()
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = ". Make space, and the same command goes on; crf=18 needs several times less"
+        hint = f"{hint} (with another out=)" if full else ""
+        raise SystemExit(f"{error}{hint}") from None
     finally:
         bar.stop()
     for line in summary(config, result):

@@ -70,7 +70,7 @@ def write_robomimic(
             demo = data.create_group(f"demo_{number}")
             demo.attrs["num_samples"] = length
             demo.attrs["model_file"] = "<mujoco/>"
-            states, actions = motion(rng, length, 7, 7, 20)
+            states, actions = (v[:length] for v in motion(rng, max(1, length), 7, 7, 20))
             rewards = np.zeros(length)
             rewards[-2:] = solved is None or solved[i]
             demo["actions"] = actions.astype(np.float64)

@@ -144,10 +144,11 @@ class Demonstrations:
                 with reading(episode.path, f"{where}, from frame {start} on"):
                     block = dataset[start : start + rows]
                 for number, row in enumerate(block, start=start):
-                    frame = _picture(row, dataset, self.jpeg_channels, f"{where}, frame {number}")
+                    place = f"{where}, frame {number}"
+                    frame = _picture(row, dataset, self.jpeg_channels, place, _leave_out(episode))
                     if frame.shape[:2] != size:
                         raise BrokenError(
-                            f"{episode.path}: {where}, frame {number} has {_pixels(frame.shape)} "
+                            f"{episode.path}: {place} has {_pixels(frame.shape)} "
                             f"pixels, the first frame of all {_pixels(size)}. {_leave_out(episode)}"
                         )
                     yield frame
@@ -593,7 +594,9 @@ def _picture_size(dataset: h5py.Dataset) -> tuple[int, int] | None:
     return (second, third) if _channels_first(dataset) else (first, second)
 
 
-def _picture(row: Any, dataset: h5py.Dataset, channels: str, where: str) -> np.ndarray:
+def _picture(
+    row: Any, dataset: h5py.Dataset, channels: str, where: str, hint: str = ""
+) -> np.ndarray:
     """One row of a dataset as uint8 ``[H, W, 3]``.
 
     OpenCV's encoder takes its input for BGR. ALOHA's recorder hands it RGB, so that red and blue
@@ -609,7 +612,7 @@ def _picture(row: Any, dataset: h5py.Dataset, channels: str, where: str) -> np.n
     except (UnidentifiedImageError, OSError) as error:
         raise BrokenError(
             f"{dataset.file.filename}: {where} cannot be decoded ({error}; {len(content):,} bytes "
-            f"beginning with {content[:4].hex(' ')})"
+            f"beginning with {content[:4].hex(' ')}). {hint}".rstrip()
         ) from error
     return np.ascontiguousarray(decoded[..., ::-1]) if channels == "rgb" else decoded
 

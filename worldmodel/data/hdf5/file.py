@@ -13,6 +13,7 @@ from ..errors import BrokenError, RootError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 LISTED = 40  # lines of a listing
+MEMBERS = 15  # lines of one group in it
 NUMBERED = re.compile(r"^(.*?)(\d+)$")
 
 
@@ -23,7 +24,7 @@ def natural(text: str) -> tuple[object, ...]:
 
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file to read from.
+    """An HDF5 file to read from; what HDF5 finds wrong in the block is a `BrokenError` too.
 
     Raises:
         RootError: missing, or no HDF5 file.
@@ -48,7 +49,7 @@ def open_file(path: Path) -> Iterator[h5py.File]:
         raise BrokenError(
             f"{path} {what} ({size:,} bytes; HDF5 says: {error}). Copy or download it again"
         ) from error
-    with file:
+    with file, reading(path, "something"):
         yield file
 
 
@@ -57,7 +58,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
     """Errors of HDF5 inside the block as one that names the file and what was read."""
     try:
         yield
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as error:
         raise BrokenError(
             f"{path}: {what} cannot be read ({error}). The file is damaged: copy or download it "
             "again"
@@ -82,11 +83,15 @@ def _list(group: h5py.Group, indent: str, lines: list[str]) -> None:
         if match := NUMBERED.match(name):
             seen[match[1]] = seen.get(match[1], 0) + 1
     shown: set[str] = set()
-    for name in sorted(group, key=natural):
+    members = sorted(group, key=natural)
+    for place, name in enumerate(members):
         match = NUMBERED.match(name)
         stem = match[1] if match else None
         if stem in shown:
             continue
+        if place >= MEMBERS:
+            lines.append(f"{indent}... and {len(members) - place} more")
+            return
         item = group.get(name)
         if isinstance(item, h5py.Group):
             more = seen[stem] - 1 if stem is not None else 0
