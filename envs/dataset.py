@@ -16,9 +16,12 @@ which at 48 px blurs a red marker to 29 dB PSNR. Browsers do not play it; PyAV a
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,27 +44,40 @@ SOURCE = "meta/source.json"
 
 _PART = ".part"
 _KEYFRAME_INTERVAL = 10
-_ENCODER = {"preset": "ultrafast", "crf": "0", "g": str(_KEYFRAME_INTERVAL)}
+_BLOCK = 16
+"""Frames in memory at once."""
 _QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 Stats = dict[str, dict[str, np.ndarray]]
 
 
+@dataclass
+class _Pending:
+    """An episode that was added and not yet committed; its pictures are in the video already."""
+
+    columns: dict[str, np.ndarray]
+    simulator_state: np.ndarray | None
+    record: dict[str, Any]
+    stats: Stats
+
+
 class DatasetWriter:
     """Appends episodes to a dataset folder, which it creates or resumes.
 
-    `add` collects, `commit` makes what was added part of the dataset. Reading at any moment, even
-    after a SIGKILL, sees the episodes committed so far.
+    `add` (or `append`, for what no simulation made) collects, `commit` makes what was added part
+    of the dataset. Reading at any moment, even after a SIGKILL, sees the episodes committed so far.
 
     Args:
         root: the dataset's folder.
         fps: frames per second.
         cameras: camera names; a video each.
-        image_size: ``(height, width)`` in pixels.
+        image_size: ``(height, width)`` in pixels, of all cameras or per camera.
         state_names, action_names: one per dimension.
-        task: the task as a sentence.
+        task: the task as a sentence, of episodes that bring none of their own.
         robot_type: the robot's name.
         source: where the episodes come from, JSON-ready: a dataset begun with another is refused.
+        action_kind: what actions mean, where it is known: "absolute" or "delta".
+        crf: of the video encoder; 0 is lossless, 18 looks so.
 
     Raises:
         FileExistsError: the folder holds something else.
@@ -74,28 +90,38 @@ class DatasetWriter:
         *,
         fps: int,
         cameras: Sequence[str],
-        image_size: tuple[int, int],
+        image_size: tuple[int, int] | Mapping[str, tuple[int, int]],
         state_names: Sequence[str],
         action_names: Sequence[str],
         task: str,
         robot_type: str,
         source: Mapping[str, Any],
+        action_kind: str | None = None,
+        crf: int = 0,
     ):
         self.root = Path(root)
         self.fps = fps
         self.task = task
         self.robot_type = robot_type
         self._videos = {f"observation.images.{camera}": camera for camera in cameras}
-        self._image_size = image_size
+        self._image_sizes = (
+            dict(image_size)
+            if isinstance(image_size, Mapping)
+            else dict.fromkeys(cameras, image_size)
+        )
         self._vectors = {"observation.state": state_names, "action": action_names}
+        self._action_kind = action_kind
+        self._crf = crf
+        self._tasks: list[str] = []
         self.total_episodes = 0
         self.total_frames = 0
         self.next_attempt = 0
         """Number of the first attempt that is not part of the dataset, failures counted."""
-        self._simulator_state_size = 0
+        self._has_success = False
+        self._simulator_state_size: int | None = None
         self._stats: Stats = {}
         self._file = 0
-        self._pending: list[tuple[Episode, dict[str, Any], Stats]] = []
+        self._pending: list[_Pending] = []
         self._pending_frames = 0
         self._encoders: dict[str, _Encoder] = {}
         self._open(dict(source))
@@ -134,6 +160,7 @@ class DatasetWriter:
             self.next_attempt = last["attempt"] + 1
             # Not from the statistics file, which may be one commit ahead of the totals.
             self._stats = _pool([_stats_of(record) for record in records])
+            self._tasks = list(pd.read_parquet(self.root / TASKS).index)
         for path in self.root.rglob(f".*{_PART}"):
             path.unlink()
         for path in self._paths(self._file).values():
@@ -154,37 +181,110 @@ class DatasetWriter:
         Args:
             attempt: its number among all attempts, failures included; rising.
         """
-        if episode.simulator_state is not None:
-            self._simulator_state_size = episode.simulator_state.shape[1]
+        self.append(
+            episode.images,
+            episode.state,
+            episode.action,
+            success=episode.success,
+            simulator_state=episode.simulator_state,
+            attempt=attempt,
+            record={"seed": episode.seed, "mode": episode.mode},
+        )
+
+    def append(
+        self,
+        images: Mapping[str, Iterable[np.ndarray]],
+        state: np.ndarray,
+        action: np.ndarray,
+        *,
+        success: np.ndarray | None = None,
+        simulator_state: np.ndarray | None = None,
+        task: str | None = None,
+        attempt: int,
+        record: Mapping[str, Any],
+    ) -> None:
+        """Take an episode of T frames in, whose pictures may be read while they are written.
+
+        Where `images` raises, that episode is not in the dataset; what was added before may still
+        be committed, nothing may be added any more.
+
+        Args:
+            images: camera -> T frames, uint8 ``[H, W, 3]``.
+            state, action: float32 ``[T, S]`` and ``[T, A]``.
+            success: bool ``[T]``, whether the world after the action counts as solved; of all
+                episodes of a dataset or of none.
+            simulator_state: float64 ``[T, N]``; of all or of none.
+            task: None takes the writer's.
+            attempt: its number among all attempts, those left out included; rising.
+            record: further columns of the episode's record.
+
+        Raises:
+            ValueError: a camera has another number of frames than there are actions.
+            OSError: the disk is full, or fails. What was committed before stays; the writer is of
+                no use any more, a new one takes up from there.
+        """
         paths = self._paths(self._file)
-        stats = {}
+        length = len(action)
+        stats: Stats = {}
         for key, camera in self._videos.items():
             if key not in self._encoders:
-                self._encoders[key] = _Encoder(_part(paths[key]), self._image_size, self.fps)
-            self._encoders[key].write(episode.images[camera])
-            stats[key] = _image_stats(episode.images[camera])
+                size = self._image_sizes[camera]
+                self._encoders[key] = _Encoder(_part(paths[key]), size, self.fps, self._crf)
+            counts = np.zeros((3, 256), np.int64)
+            frames = 0
+            for block in itertools.batched(images[camera], _BLOCK):
+                pictures = np.stack(block)
+                try:
+                    self._encoders[key].write(pictures)
+                except OSError:
+                    self._abandon()
+                    raise
+                counts += _histogram(pictures)
+                frames += len(pictures)
+            if frames != length:
+                raise ValueError(f"camera {camera} has {frames} frames for {length} actions")
+            stats[key] = _image_stats(counts, frames)
 
+        self._has_success = success is not None
+        if simulator_state is not None:
+            self._simulator_state_size = simulator_state.shape[1]
+        task = self.task if task is None else task
+        if task not in self._tasks:
+            self._tasks.append(task)
         number = self.total_episodes + len(self._pending)
         begin = self.total_frames + self._pending_frames
         index = {"chunk_index": self._file // CHUNK_SIZE, "file_index": self._file % CHUNK_SIZE}
         meta: dict[str, Any] = {
             "episode_index": number,
-            "tasks": [self.task],
-            "length": len(episode),
+            "tasks": [task],
+            "length": length,
             "dataset_from_index": begin,
-            "dataset_to_index": begin + len(episode),
+            "dataset_to_index": begin + length,
             "attempt": attempt,
-            "seed": episode.seed,
-            "mode": episode.mode,
+            **record,
         }
         for prefix in ("data", "meta/episodes", *(f"videos/{key}" for key in self._videos)):
             meta |= {f"{prefix}/{name}": value for name, value in index.items()}
         for key in self._videos:
             meta[f"videos/{key}/from_timestamp"] = self._pending_frames / self.fps
-            meta[f"videos/{key}/to_timestamp"] = (self._pending_frames + len(episode)) / self.fps
-        stats |= _vector_stats(self._columns(episode, number, begin))
-        self._pending.append((episode, meta, stats))
-        self._pending_frames += len(episode)
+            meta[f"videos/{key}/to_timestamp"] = (self._pending_frames + length) / self.fps
+
+        # The columns that have statistics, each ``[T]`` or ``[T, width]``.
+        steps = np.arange(length)
+        columns = {"observation.state": state, "action": action}
+        if success is not None:
+            columns["next.success"] = success
+        columns |= {
+            "next.done": steps == length - 1,
+            "timestamp": (steps / self.fps).astype(np.float32),
+            "frame_index": steps,
+            "episode_index": np.full(length, number),
+            "index": begin + steps,
+            "task_index": np.full(length, self._tasks.index(task)),
+        }
+        stats |= _vector_stats(columns)
+        self._pending.append(_Pending(columns, simulator_state, meta, stats))
+        self._pending_frames += length
 
     def commit(self) -> None:
         """Make all added episodes part of the dataset. Does nothing if there are none.
@@ -198,41 +298,42 @@ class DatasetWriter:
         # Taken out first: committing once more after an error has nothing to write.
         pending, self._pending = self._pending, []
         paths = self._paths(self._file)
-        for encoder in self._encoders.values():
-            encoder.close()
+        try:
+            for encoder in self._encoders.values():
+                encoder.close()
+        except OSError:
+            self._abandon()
+            raise
         self._encoders.clear()
 
         tables = []
-        for episode, meta, _ in pending:
-            columns = self._columns(episode, meta["episode_index"], meta["dataset_from_index"])
+        for episode in pending:
+            columns = dict(episode.columns)
             if episode.simulator_state is not None:
                 columns["simulator_state"] = encode_state(episode.simulator_state)
             tables.append(pa.table({key: _arrow(value) for key, value in columns.items()}))
         _write_table(pa.concat_tables(tables), paths["data"])
 
         rows = []
-        for _, meta, stats in pending:
+        for episode in pending:
             flat = {
                 f"stats/{feature}/{name}": value.tolist()
-                for feature, values in stats.items()
+                for feature, values in episode.stats.items()
                 for name, value in values.items()
             }
-            rows.append(meta | flat)
+            rows.append(episode.record | flat)
         _write_table(pa.Table.from_pylist(rows), paths["episodes"])
 
         before = [self._stats] if self._stats else []
-        self._stats = _pool(before + [stats for *_, stats in pending])
+        self._stats = _pool(before + [episode.stats for episode in pending])
         self.total_episodes += len(pending)
         self.total_frames += self._pending_frames
-        self.next_attempt = pending[-1][1]["attempt"] + 1
+        self.next_attempt = pending[-1].record["attempt"] + 1
 
         # Data before records before totals: at every moment, what the totals promise is there.
         for path in paths.values():
             os.replace(_part(path), path)
-        if not (self.root / TASKS).is_file():
-            tasks = pd.DataFrame({"task_index": [0]}, index=pd.Index([self.task], name="task"))
-            tasks.to_parquet(_part(self.root / TASKS))
-            os.replace(_part(self.root / TASKS), self.root / TASKS)
+        self._write_tasks()
         _write_json(
             self.root / STATS,
             {
@@ -244,25 +345,26 @@ class DatasetWriter:
         self._file += 1
         self._pending_frames = 0
 
-    def _columns(self, episode: Episode, number: int, begin: int) -> dict[str, np.ndarray]:
-        """The columns of an episode that have statistics, each ``[T]`` or ``[T, width]``."""
-        steps = np.arange(len(episode))
-        return {
-            "observation.state": episode.state,
-            "action": episode.action,
-            "next.success": episode.success,
-            "next.done": steps == len(episode) - 1,
-            "timestamp": (steps / self.fps).astype(np.float32),
-            "frame_index": steps,
-            "episode_index": np.full(len(episode), number),
-            "index": begin + steps,
-            "task_index": np.zeros(len(episode), np.int64),
-        }
+    def _abandon(self) -> None:
+        """Give up what is not committed, after the disk failed."""
+        for encoder in self._encoders.values():
+            encoder.abandon()
+        self._encoders.clear()
+        self._pending.clear()
+
+    def _write_tasks(self) -> None:
+        """Write the table of tasks where there are new ones."""
+        path = self.root / TASKS
+        if path.is_file() and list(pd.read_parquet(path).index) == self._tasks:
+            return
+        index = pd.Index(self._tasks, name="task")
+        pd.DataFrame({"task_index": range(len(index))}, index=index).to_parquet(_part(path))
+        os.replace(_part(path), path)
 
     def _info(self) -> dict[str, Any]:
-        height, width = self._image_size
         features: dict[str, dict[str, Any]] = {}
-        for key in self._videos:
+        for key, camera in self._videos.items():
+            height, width = self._image_sizes[camera]
             features[key] = {
                 "dtype": "video",
                 "shape": [height, width, 3],
@@ -275,16 +377,18 @@ class DatasetWriter:
                     "video.fps": self.fps,
                     "video.channels": 3,
                     "video.g": _KEYFRAME_INTERVAL,
-                    "video.crf": 0,
+                    "video.crf": self._crf,
                     "is_depth_map": False,
                     "has_audio": False,
                 },
             }
         for key, names in self._vectors.items():
             features[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
-        for key in ("next.success", "next.done"):
+        if self._action_kind is not None:
+            features["action"]["info"] = {"action_kind": self._action_kind}
+        for key in ("next.success", "next.done") if self._has_success else ("next.done",):
             features[key] = {"dtype": "bool", "shape": [1], "names": None}
-        if self._simulator_state_size:
+        if self._simulator_state_size is not None:
             features["simulator_state"] = {
                 "dtype": "int32",
                 "shape": [2 * self._simulator_state_size],
@@ -298,7 +402,7 @@ class DatasetWriter:
             "robot_type": self.robot_type,
             "total_episodes": self.total_episodes,
             "total_frames": self.total_frames,
-            "total_tasks": 1,
+            "total_tasks": len(self._tasks),
             "chunks_size": CHUNK_SIZE,
             "data_files_size_in_mb": 100,
             "video_files_size_in_mb": 200,
@@ -311,21 +415,21 @@ class DatasetWriter:
 
 
 def _upgraded(source: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a collection from before worlds had options and kinds of actions."""
+    """The facts of a collection from before worlds had options."""
     if "target" in source:
         target = source.pop("target")
         source["options"] = {} if target is None else {"target": target}
-        source["action_kind"] = "absolute"
     return source
 
 
 class _Encoder:
-    """A lossless RGB video file that grows frame by frame."""
+    """An RGB video file that grows frame by frame, lossless with a `crf` of 0."""
 
-    def __init__(self, path: Path, size: tuple[int, int], fps: int):
+    def __init__(self, path: Path, size: tuple[int, int], fps: int, crf: int):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._container = av.open(str(path), "w", format="mp4")
-        stream = self._container.add_stream("libx264rgb", rate=fps, options=_ENCODER)
+        options = {"preset": "ultrafast", "crf": str(crf), "g": str(_KEYFRAME_INTERVAL)}
+        stream = self._container.add_stream("libx264rgb", rate=fps, options=options)
         assert isinstance(stream, av.VideoStream)
         self._stream = stream
         self._stream.height, self._stream.width = size
@@ -342,6 +446,11 @@ class _Encoder:
     def close(self) -> None:
         self._container.mux(self._stream.encode(None))
         self._container.close()
+
+    def abandon(self) -> None:
+        """Close a file that cannot be finished; PyAV would complain when it is collected."""
+        with contextlib.suppress(OSError):
+            self._container.close()
 
 
 def _vector_stats(columns: Mapping[str, np.ndarray]) -> Stats:
@@ -364,27 +473,32 @@ def _vector_stats(columns: Mapping[str, np.ndarray]) -> Stats:
     return stats
 
 
-def _image_stats(frames: np.ndarray) -> dict[str, np.ndarray]:
-    """Exact statistics of uint8 ``[T, H, W, 3]`` on the scale 0 to 1, ``[3, 1, 1]`` each."""
+def _histogram(frames: np.ndarray) -> np.ndarray:
+    """How often each level occurs in uint8 ``[T, H, W, 3]``: int64 ``[3, 256]``."""
+    channels = (frames[..., channel].ravel() for channel in range(3))
+    return np.stack([np.bincount(channel, minlength=256) for channel in channels])
+
+
+def _image_stats(counts: np.ndarray, frames: int) -> dict[str, np.ndarray]:
+    """Exact statistics of pictures on the scale 0 to 1, ``[3, 1, 1]`` each, from a histogram."""
     levels = np.arange(256) / 255
     values: dict[str, list[float]] = {}
-    for channel in range(3):
-        counts = np.bincount(frames[..., channel].ravel(), minlength=256)
-        present, total = np.flatnonzero(counts), counts.sum()
-        mean = counts @ levels / total
+    for count in counts:
+        present, total = np.flatnonzero(count), count.sum()
+        mean = count @ levels / total
         channel_stats = {
             "min": levels[present[0]],
             "max": levels[present[-1]],
             "mean": mean,
-            "std": np.sqrt(counts @ (levels - mean) ** 2 / total),
+            "std": np.sqrt(count @ (levels - mean) ** 2 / total),
         }
-        cumulated = np.cumsum(counts)
+        cumulated = np.cumsum(count)
         for name, quantile in _QUANTILES.items():
             channel_stats[name] = levels[np.searchsorted(cumulated, quantile * total)]
         for name, value in channel_stats.items():
             values.setdefault(name, []).append(float(value))
     stats = {name: np.array(value).reshape(3, 1, 1) for name, value in values.items()}
-    return stats | {"count": np.array([len(frames)])}
+    return stats | {"count": np.array([frames])}
 
 
 def _pool(parts: Sequence[Stats]) -> Stats:

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -35,6 +35,7 @@ import envs
 from envs.rendering import RenderingUnavailableError
 
 from ._cli import refuse_unknown_keys
+from ._signals import deferred_signals
 
 if TYPE_CHECKING:
     from envs.recording import Episode
@@ -126,13 +127,13 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> CollectR
         action_names=env.action_names,
         task=env.task_description,
         robot_type=env.robot_type,
+        action_kind=env.action_kind,
         source={
             "env": envs.find(config.env).gym_id,
             "seed": config.seed,
             "image_size": list(env.image_size),
             "cameras": list(env.cameras),
             "options": dict(config.options or {}),
-            "action_kind": env.action_kind,
         },
     )
     env.close()
@@ -141,7 +142,7 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> CollectR
     report(done, config.episodes)
     failures = 0
     with (
-        _deferred_signals() as received,
+        deferred_signals() as received,
         contextlib.closing(_attempts(config, writer.next_attempt)) as attempts,
     ):
         try:
@@ -171,30 +172,6 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> CollectR
         collected=writer.total_episodes - before,
         seconds=time.perf_counter() - start,
     )
-
-
-@contextlib.contextmanager
-def _deferred_signals() -> Iterator[list[int]]:
-    """Let Ctrl-C and SIGTERM wait for the end of the block; yields the list of those received.
-
-    An exception out of the middle of writing an episode would leave half of it in the video. At the
-    end of the block the signal is raised again and takes its usual course.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread receives signals
-        return
-    previous = {
-        number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    if received:
-        signal.raise_signal(received[0])
 
 
 def attempt_seed(seed: int, attempt: int) -> int:

@@ -144,4 +144,6 @@ def _world(root: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     source = json.loads(path.read_text())
+    if "env" not in source:  # `scripts.import_hdf5` writes such a file too
+        return None
     return {k: v for k, v in source.items() if k != "seed"}

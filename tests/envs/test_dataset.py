@@ -79,7 +79,7 @@ def read(root: Path) -> dict[str, Any]:
             frames.append(np.stack(pictures[begin : begin + row["length"]]))
             assert len(frames[-1]) == row["length"]
         content[feature] = np.concatenate(frames).tolist()
-    content["seeds"] = [(row["seed"], row["attempt"], row["mode"]) for row in records]
+    content["seeds"] = [(row.get("seed"), row["attempt"], row.get("mode")) for row in records]
     content["stats"] = json.loads((root / "meta/stats.json").read_text())
     return content
 
@@ -127,7 +127,7 @@ def test_a_world_that_cannot_be_restored_leaves_its_state_out(
 def test_a_collection_from_before_options_goes_on(tmp_path: Path, episodes: list[Episode]) -> None:
     old = {"seed": 0, "target": "hard"}
     open_writer(tmp_path / "data", source=old).add(episodes[0], 0)
-    new = {"seed": 0, "options": {"target": "hard"}, "action_kind": "absolute"}
+    new = {"seed": 0, "options": {"target": "hard"}}
     assert open_writer(tmp_path / "data", source=new).total_episodes == 0
     with pytest.raises(ValueError, match="begun with options={'target': 'hard'}"):
         open_writer(tmp_path / "data", source=new | {"options": {}})
@@ -181,6 +181,54 @@ def test_a_dataset_without_cameras_has_no_videos(tmp_path: Path, episodes: list[
     writer.commit()
     assert not (tmp_path / "data/videos").exists()
     assert json.loads((tmp_path / "data/meta/info.json").read_text())["video_path"] is None
+
+
+def test_episodes_of_another_origin(tmp_path: Path) -> None:
+    """Pictures that are read as they are written, sizes per camera, a task per episode."""
+    rng = np.random.default_rng(0)
+    sizes = {"front": (16, 24), "wrist": (8, 12)}
+    pictures = {c: rng.integers(0, 256, (5, *size, 3), np.uint8) for c, size in sizes.items()}
+    vectors = rng.standard_normal((2, 5, 8)).astype(np.float32)
+    writer = open_writer(tmp_path / "data", image_size=sizes, action_kind="delta")
+    for number, task in enumerate(("Push.", "Pull.", "Push.")):
+        frames = {camera: iter(images) for camera, images in pictures.items()}
+        writer.append(frames, *vectors, task=task, attempt=number, record={"name": f"e{number}"})
+        writer.commit()
+    content = read(tmp_path / "data")
+    assert content["task_index"] == [0] * 5 + [1] * 5 + [0] * 5
+    for camera, images in pictures.items():
+        assert content[f"observation.images.{camera}"] == 3 * images.tolist()
+    assert content.keys().isdisjoint({"next.success", "simulator_state"})
+    info = json.loads((tmp_path / "data/meta/info.json").read_text())
+    assert info["total_tasks"] == 2
+    assert info["features"]["action"]["info"] == {"action_kind": "delta"}
+    assert info["features"]["observation.images.wrist"]["shape"] == [8, 12, 3]
+
+
+def test_an_episode_whose_pictures_fail_is_not_there(tmp_path: Path) -> None:
+    """Those before it are, though pictures of it are in the video already."""
+
+    def fail(images: np.ndarray) -> Any:
+        yield from images[:17]
+        raise KeyError("lost")
+
+    images, vectors = np.zeros((20, *SIZE, 3), np.uint8), np.zeros((2, 20, 8), np.float32)
+    for bad, error in ((fail(images), KeyError), (images[:19], ValueError)):
+        root = tmp_path / error.__name__
+        writer = open_writer(root)
+        good = {"front": images, "wrist": images + 7}
+        writer.append(good, *vectors, attempt=0, record={})
+        with pytest.raises(error):
+            writer.append(good | {"wrist": bad}, *vectors, attempt=1, record={})
+        writer.commit()
+        again = open_writer(root)
+        assert again.next_attempt == 1
+        again.append(good, *vectors, attempt=1, record={})
+        again.commit()
+        table = pq.read_table(root / "data").sort_by("index")
+        assert table["episode_index"].to_pylist() == [0] * 20 + [1] * 20
+        rows = pq.read_table(root / "meta/episodes").sort_by("episode_index").to_pylist()
+        assert [r["videos/observation.images.wrist/from_timestamp"] for r in rows] == [0, 0]
 
 
 class _KilledError(Exception):

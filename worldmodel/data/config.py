@@ -41,8 +41,8 @@ class DataConfig:
         future, future_stride: future frames, and frames between two of them.
         chunk: actions in a window.
         action_kind: "absolute" (targets in the units of the state), "delta", or "unknown"; "auto"
-            takes what the dataset says (`scripts.collect` writes it); where it says nothing, it
-            finds absolute ones by comparing actions with the states of the same names.
+            takes what the dataset says (ours do, see `keys.recorded_kind`); where it says nothing,
+            it finds absolute ones by comparing actions with the states of the same names.
         validation: share of the episodes that is held out (at least one of two or more, unless 0).
         split_seed: chooses which ones.
         episodes: restrict to these episodes; with several roots one list (or null) a root.

@@ -15,7 +15,7 @@ from ..types import Spec, SpecMismatchError
 from .cache import open_cache
 from .config import DataConfig
 from .errors import DatasetError, EmptyError, RootsDisagreeError
-from .keys import Keys, dimension_names, resolve_keys
+from .keys import Keys, dimension_names, recorded_kind, resolve_keys
 from .source import Episode, Source, open_source
 from .stats import action_rank, action_targets, require_finite, statistics
 from .video import require_whole_clips
@@ -82,7 +82,7 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
     sources = [open_source(root) for root in config.roots()]
     keys = [resolve_keys(s.features, config.keys, s.name) for s in sources]
     specs = [_spec(s, k, size) for s, k in zip(sources, keys, strict=True)]
-    _require_agreement(sources, specs)
+    _require_agreement(sources, specs, kind=config.action_kind == "auto")
 
     chosen = _choose_episodes(sources, config.episodes)
     for source, key, episodes in zip(sources, keys, chosen, strict=True):
@@ -119,7 +119,7 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
     targets = action_targets(states, actions, specs[0].state_names, specs[0].action_names)
     kind = config.action_kind
     if kind == "auto":
-        kind = _stated_kind(sources) or "auto"
+        kind = next((s.action_kind for s in specs if s.action_kind != "unknown"), "auto")
     if kind == "auto":  # deltas are not guessed: too much looks like them
         moving = np.flatnonzero(np.array(stats["action"]["std"]) > 1e-6)
         absolute = 2 * sum(targets[i] >= 0 for i in moving) > len(moving)
@@ -188,10 +188,13 @@ def _spec(source: Source, keys: Keys, size: tuple[int, int]) -> Spec:
         action_names=dimension_names(source.features[keys.action], "action"),
         fps=source.fps,
         robot_type=source.robot_type,
+        action_kind=recorded_kind(source.features[keys.action]),
     )
 
 
-def _require_agreement(sources: Sequence[Source], specs: Sequence[Spec]) -> None:
+def _require_agreement(sources: Sequence[Source], specs: Sequence[Spec], *, kind: bool) -> None:
+    """Refuse roots that mean different things; `kind`: also by what they say of their actions."""
+    may_differ = ("robot_type",) if kind else ("robot_type", "action_kind")
     for (i, a), (j, b) in itertools.combinations(enumerate(sources), 2):
         if a.fingerprint == b.fingerprint:
             raise RootsDisagreeError(
@@ -201,27 +204,12 @@ def _require_agreement(sources: Sequence[Source], specs: Sequence[Spec]) -> None
         if i > 0:
             continue
         try:
-            specs[0].require_same(specs[j], a.name, b.name, may_differ=("robot_type",))
+            specs[0].require_same(specs[j], a.name, b.name, may_differ=may_differ)
         except SpecMismatchError as error:
             raise RootsDisagreeError(f"data.root: no common ground: {error}") from error
     if len({s.robot_type for s in sources}) > 1:
         types = ", ".join(f"{s.name}: {s.robot_type or 'none'}" for s in sources)
         log.warning("the roots name different robots (%s), though all else agrees", types)
-
-
-def _stated_kind(sources: Sequence[Source]) -> str:
-    """What the roots say that their actions are, "" where none does.
-
-    Raises:
-        RootsDisagreeError: one says this, another that.
-    """
-    stated = {s.name: s.action_kind for s in sources if s.action_kind not in ("", "unknown")}
-    if len(set(stated.values())) > 1:
-        kinds = ", ".join(f"{name}: {kind}" for name, kind in stated.items())
-        raise RootsDisagreeError(
-            f"data.root: actions mean different things ({kinds}); one model cannot learn both"
-        )
-    return next(iter(stated.values()), "")
 
 
 def _choose_episodes(sources: Sequence[Source], wanted: object) -> list[list[Episode]]:

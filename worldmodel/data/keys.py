@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .config import KeysConfig
-from .errors import KeysError, did_you_mean
+from .errors import BrokenError, KeysError, did_you_mean
 from .source import feature_width
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,7 @@ BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index
 NUMBERS = ("float", "int", "uint")
 ACTION_NAMES = {"action", "actions"}
 STATE_NAMES = {"state", "states", "proprio", "qpos", "agent_pos", "robot_state", "joint_state"}
+RECORDED_KINDS = ("absolute", "delta", "unknown")
 CAMERA_PREFIXES = ("observation.images.", "observation.image.", "observation.", "images.", "image.")
 
 
@@ -64,6 +65,23 @@ def dimension_names(feature: dict[str, Any], prefix: str) -> tuple[str, ...]:
         if len(names) == width and len(set(names)) == width:
             return tuple(names)
     return tuple(f"{prefix}_{i}" for i in range(width))
+
+
+def recorded_kind(feature: dict[str, Any]) -> str:
+    """What an action feature says of itself: "absolute" or "delta", else "unknown".
+
+    It stands in the feature's ``info``, where our own tools write it.
+
+    Raises:
+        BrokenError: it says something else.
+    """
+    kind = (feature.get("info") or {}).get("action_kind", "unknown")
+    if kind not in RECORDED_KINDS:
+        raise BrokenError(
+            f"the action feature says action_kind={kind!r} (meta/info.json); it can be "
+            f"{', '.join(RECORDED_KINDS)}"
+        )
+    return kind
 
 
 def camera_name(key: str) -> str:

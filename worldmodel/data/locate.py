@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_PREFIX = "hf://"
 PARQUET_MAGIC = b"PAR1"
+HDF5 = (".hdf5", ".h5")
 
 
 def locate(root: str) -> Path:
@@ -122,7 +124,8 @@ def require_parquet(path: Path) -> None:
 
 def _not_a_dataset(root: Path) -> str:
     if root.is_file():
-        return f"{root} is a file; a LeRobot dataset is a folder with meta/, data/ and videos/"
+        message = f"{root} is a file; a LeRobot dataset is a folder with meta/, data/ and videos/"
+        return f"{message}. {_import_first(root)}" if root.suffix in HDF5 else message
     entries = sorted(p.name for p in root.iterdir())
     if not entries:
         return f"{root} is an empty folder; a LeRobot dataset has a meta/info.json"
@@ -133,19 +136,37 @@ def _not_a_dataset(root: Path) -> str:
     if inner:
         return f"{message}, but it contains datasets: {', '.join(inner)}. Name one, or a list"
     if any(root.glob("*.h5")) or any(root.glob("*.hdf5")):
-        message += " (HDF5 files have to be converted to a LeRobot dataset first)"
+        return f"{message}, but HDF5 files. {_import_first(root)}"
     return f"{message}; it holds {', '.join(entries[:8])}{', ...' if len(entries) > 8 else ''}"
+
+
+def _import_first(source: Path) -> str:
+    command = f"python -m scripts.import_hdf5 source={shlex.quote(str(source))} fps=RATE out=DIR"
+    return f'Make a dataset of them first: {command} task="..."'
 
 
 def _wrong_version(root: Path, version: str) -> str:
     message = f"{root} is in LeRobot's format {version}; v3.0 is needed."
-    if version.startswith("v2."):
-        first = " (first to v2.1, with the LeRobot of its time)" if version != "v2.1" else ""
-        return (
-            f"{message} Convert it{first}: python -m lerobot.scripts.convert_dataset_v21_to_v30 "
-            f"--repo-id={root.name} --root={root} --push-to-hub=false"
-        )
-    return f"{message} It was written by another LeRobot than this project knows"
+    if not version.startswith("v2."):
+        return f"{message} It was written by another LeRobot than this project knows"
+    folder = root.resolve()  # the converter names its copies after the folder
+    name, path = shlex.quote(folder.name), shlex.quote(str(folder))
+    command = (
+        f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id={name} --root={path} "
+        "--push-to-hub=false"
+    )
+    kept = folder.with_name(f"{folder.name}_old")
+    if kept.exists():
+        # The converter would take that for the original, and delete the folder that was named.
+        command = f"mv {shlex.quote(str(kept))} SOMEWHERE_ELSE && {command}"
+    step = f"{command} (in place; what is there now is kept as {kept.name})"
+    if version == "v2.1":
+        return f"{message} Convert it: {step}"
+    return (
+        f"{message} Two steps lead there: the LeRobot of its time (pip install lerobot==0.3.3) "
+        "makes v2.1 of it, from the hub only (python -m "
+        f"lerobot.datasets.v21.convert_dataset_v20_to_v21 --repo-id=OWNER/{name}); then {step}"
+    )
 
 
 def _download(hub_id: str) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +56,6 @@ class Source:
         fps: frames per second.
         robot_type: or "".
         tasks: task index -> text.
-        action_kind: what the dataset itself says that its actions are (``meta/source.json``, which
-            our own tools write), or "".
         episodes: in order.
         fingerprint: of the content: equal for copies, different after any change (metadata in
             full; of data and video files the size and a megabyte at either end, where their
@@ -72,7 +69,6 @@ class Source:
     fps: float
     robot_type: str
     tasks: dict[int, str]
-    action_kind: str
     episodes: tuple[Episode, ...]
     fingerprint: str
     stamp: str
@@ -195,7 +191,6 @@ def open_source(root: str) -> Source:
         fps=fps,
         robot_type=info.get("robot_type") or "",
         tasks=_tasks(folder),
-        action_kind=_action_kind(folder),
         episodes=episodes,
         fingerprint=fingerprint,
         stamp=stamp,
@@ -247,20 +242,6 @@ def _tasks(folder: Path) -> dict[int, str]:
     text = next(name for name in table.column_names if name != "task_index")
     rows = zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True)
     return {int(index): str(task) for index, task in rows}
-
-
-def _action_kind(folder: Path) -> str:
-    path = folder / "meta" / "source.json"
-    if not path.is_file():
-        return ""
-    try:
-        facts = json.loads(path.read_text())
-    except ValueError as error:
-        raise BrokenError(f"{path} is not JSON ({error}); copy the dataset again") from error
-    kind = facts.get("action_kind", "") if isinstance(facts, dict) else ""
-    if kind not in ("", "absolute", "delta", "unknown"):
-        raise BrokenError(f"{path} says action_kind={kind!r}; it can be absolute, delta or unknown")
-    return kind
 
 
 def _fingerprint(folder: Path, episodes: tuple[Episode, ...]) -> tuple[str, str]:

@@ -272,26 +272,29 @@ def test_most_of_what_moves_must_be_a_target(tmp_path: Path, opened) -> None:
     assert opened(one).spec.action_kind == "unknown"
 
 
-def say(root: Path, facts: object) -> Path:
-    """Let a dataset say where it comes from, as our tools do."""
-    (root / "meta" / "source.json").write_text(json.dumps(facts))
+def say(root: Path, kind: str | None) -> Path:
+    """Let a dataset say what its actions are, as our tools do."""
+    path = root / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    info["features"]["action"]["info"] = {} if kind is None else {"action_kind": kind}
+    path.write_text(json.dumps(info))
     return root
 
 
 def test_what_the_dataset_says_of_its_actions_counts(tmp_path: Path, opened) -> None:
-    root = say(record(tmp_path / "delta", delta=True), {"action_kind": "delta"})
+    root = say(record(tmp_path / "delta", delta=True), "delta")
     assert opened(root).spec.action_kind == "delta"
     assert opened(root, action_kind="unknown").spec.action_kind == "unknown"
-    say(root, {"env": "before actions had a kind"})
+    say(root, None)
     assert opened(root).spec.action_kind == "unknown"
     silent = record(tmp_path / "silent", delta=True, episodes=7)
-    say(root, {"action_kind": "delta"})
+    say(root, "delta")
     assert opened([str(root), str(silent)]).spec.action_kind == "delta"
-    say(silent, {"action_kind": "absolute"})
-    with pytest.raises(RootsDisagreeError, match="delta: delta.*silent: absolute"):
+    say(silent, "absolute")
+    with pytest.raises(RootsDisagreeError, match="action_kind is"):
         opened([str(root), str(silent)])
-    say(root, {"action_kind": "sideways"})
-    with pytest.raises(BrokenError, match="'sideways'; it can be absolute, delta or unknown"):
+    say(root, "sideways")
+    with pytest.raises(BrokenError, match="'sideways'.*it can be absolute, delta, unknown"):
         opened(root)
 
 

@@ -91,7 +91,7 @@ def test_empty_and_other_folders(copy: Path, refused) -> None:
             "v2.1",
             ["v3.0 is needed", "-m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id"],
         ),
-        ("v2.0", ["first to v2.1"]),
+        ("v2.0", ["Two steps", "lerobot==0.3.3"]),
         ("v4.0", ["another LeRobot"]),
     ],
 )
