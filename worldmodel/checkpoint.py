@@ -43,6 +43,7 @@ from .types import Spec
 FORMAT = 1
 OPENINGS = 3  # times that a checkpoint is looked for when runs delete it while it is read
 WEIGHTS = "model.safetensors"
+LEROBOT = "pretrained_model"  # a folder that lerobot-train puts into its checkpoints
 PREFIX = "model."  # LeRobot's policy holds the world model as its attribute `model`
 
 
@@ -94,6 +95,7 @@ def find(path: str | Path, prefer: str = "last") -> Path:
     """
     root = Path(path)
     tried = [root, root / prefer, root / "checkpoints" / prefer]
+    tried += [folder / LEROBOT for folder in tried]  # as lerobot-train writes them
     for folder in tried:
         if (folder / "config.json").is_file():
             return folder.resolve()
