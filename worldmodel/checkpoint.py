@@ -32,6 +32,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .data.errors import did_you_mean
 from .flow import TimeConfig
 from .inputs import Inputs
 from .model import ModelConfig, Patches, WorldModel
@@ -166,16 +167,33 @@ def parse_config(
         CheckpointError: names a missing or unknown entry.
     """
     try:
-        objective = dict(config["objective"])
-        objective["time"] = {k: TimeConfig(**v) for k, v in objective["time"].items()}
+        config["objective"]["time"]  # what sampling follows is never left to a default
         return (
             Spec.from_dict(config["spec"]),
             Horizon(**config["window"]),
             ModelConfig(**config["model"]),
-            ObjectiveConfig(**objective),
+            parse_objective(config["objective"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"config.json does not describe a model: {error!r}") from error
+
+
+def parse_objective(values: Mapping[str, Any]) -> ObjectiveConfig:
+    """An `ObjectiveConfig` from plain values; what is left out keeps its default.
+
+    Raises:
+        ValueError: names an unknown field, or what a field cannot be.
+    """
+    known = [f.name for f in dataclasses.fields(ObjectiveConfig)]
+    for name in values:
+        if name not in known:
+            raise ValueError(
+                f"an objective has no {name!r}.{did_you_mean(name, known)} It has {known}"
+            )
+    fields = dict(values)
+    if "time" in fields:
+        fields["time"] = {k: TimeConfig(**v) for k, v in fields["time"].items()}
+    return ObjectiveConfig(**fields)
 
 
 def load_weights(model: nn.Module, path: str | Path, prefix: str = PREFIX) -> None:
