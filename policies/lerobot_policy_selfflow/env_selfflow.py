@@ -56,7 +56,9 @@ class SelfflowEnv(EnvConfig):
         plain.close()
         spec, world, where = _demonstrations()
         options = _demonstrated_options(spec, world, gym_id)
-        self._say(options, where, other=bool(world) and world.get("env") != gym_id)
+        self._say(options, world if world.get("env") == gym_id else {}, where)
+        if world and world.get("env") != gym_id:
+            log.warning("%s is of demonstrations in %s, not in %s", where, world["env"], gym_id)
         self.options = options | self.options
         try:
             probe = envs.make(name, **self.gym_kwargs)
@@ -80,14 +82,15 @@ class SelfflowEnv(EnvConfig):
             self.features[key] = PolicyFeature(FeatureType.VISUAL, (*found.image_size, 3))
             self.features_map[key] = key
 
-    def _say(self, demonstrated: dict[str, Any], where: str, other: bool) -> None:
-        if other:
-            log.warning("%s is of demonstrations in another environment than %s", where, self.task)
-        for name, value in demonstrated.items():
-            if name in self.options and _plain(self.options[name]) != _plain(value):
+    def _say(self, demonstrated: dict[str, Any], world: dict[str, Any], where: str) -> None:
+        """Log which options are the demonstrations', and warn of those that are set otherwise."""
+        for name, value in self.options.items():
+            there = demonstrated.get(name, world.get(name))
+            known = name in demonstrated or name in world
+            if known and _plain(value) != _plain(there):
                 log.warning(
-                    "--env.options: %s is %s, in %s it is %s: expect less success",
-                    *(name, self.options[name], where, value),
+                    "--env.options: %s is %s, in the demonstrations of %s it is %s",
+                    *(name, value, where, "the environment's default" if there is None else there),
                 )
         if demonstrated:
             log.info("environment %s as in %s: %s", self.task, where, demonstrated)

@@ -319,6 +319,8 @@ class SelfflowPolicy(PreTrainedPolicy):
                 steps=self.config.sampling_steps,
                 seed=derive(self.seed, "lerobot", self._episode, self._chunk),
             )
+        if not self._imagined:  # until the first imagined frame, the one that was given
+            self._imagined[self._step] = {camera: given[0, -1] for camera, given in video.items()}
         for number, later in enumerate(imagined.frames.tolist()):
             self._imagined[self._step + later] = {
                 camera: frame[0, number].cpu() for camera, frame in imagined.video.items()
@@ -332,8 +334,7 @@ class SelfflowPolicy(PreTrainedPolicy):
             )
             for camera in self.spec.cameras
         }
-        due = [step for step in self._imagined if step <= self._step]
-        imagined = self._imagined[max(due)] if due else now
+        imagined = self._imagined[max(step for step in self._imagined if step <= self._step)]
         rows = [
             torch.cat([now[c], torch.full_like(now[c][:, :, :GAP], 255), imagined[c]], dim=-1)
             for c in self.spec.cameras
