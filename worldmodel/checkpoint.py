@@ -11,6 +11,9 @@ and the stamp beside it::
     stamp.json                    where it comes from (dataset, versions, seeds, revision)
     training_state/               raw weights, optimiser, step: what resuming needs
 
+``lerobot-train`` writes the same files into ``pretrained_model``, with ``training.safetensors``
+among them: the raw weights, the feature head and the step, beside its own ``training_state``.
+
 A run's folder keeps checkpoints as ``checkpoints/<step>`` and two links, ``last`` and ``best``.
 Links are swapped atomically, and only after everything that they point to is on disk: killed at
 any moment, a run leaves its previous checkpoint whole.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,7 +66,7 @@ class SelfflowPolicy(PreTrainedPolicy):
 
     Raises:
         ValueError: the configuration is of no checkpoint and there is no dataset, or it does not
-            fit the features.
+            fit the features; or FSDP was asked for.
     """
 
     config_class = SelfflowConfig
@@ -81,6 +82,11 @@ class SelfflowPolicy(PreTrainedPolicy):
         facts = None
         self._opened_spec = Spec.from_dict(config.spec) if config.spec else None
         if dataset_meta is not None:
+            if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+                raise ValueError(
+                    "selfflow policies are not trained under FSDP, which shards the weights that "
+                    "the average has to follow: use one device, or accelerate's data parallelism"
+                )
             facts = facts_of(config, dataset_meta)
             config.spec = json.loads(json.dumps(facts.spec.to_dict()))
         config.validate_features()
@@ -198,14 +204,11 @@ class SelfflowPolicy(PreTrainedPolicy):
     ) -> None:
         """Write a checkpoint (see `worldmodel.checkpoint`), with what training goes on from.
 
-        Raises:
-            NotImplementedError: under FSDP, which shards weights that the average has to follow.
+        Args:
+            save_directory: an existing folder.
+            state_dict: weights gathered from several machines, which only FSDP does.
         """
-        if state_dict is not None:
-            raise NotImplementedError(
-                "selfflow policies are not trained under FSDP; use one device, or several with "
-                "data parallelism (accelerate's default)"
-            )
+        assert state_dict is None, "the constructor refuses FSDP"
         self.config._save_pretrained(save_directory)
         stamp = self.learner.stamp() if self.learner else self._stamp
         write_json(save_directory / "stamp.json", stamp)

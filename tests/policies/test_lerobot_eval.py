@@ -83,7 +83,8 @@ def command_line(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def video(path: Path) -> np.ndarray:
     with av.open(str(path)) as file:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    return np.stack(frames)
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -223,9 +224,9 @@ def test_success_is_counted_as_our_evaluation_counts_it(
             steps.append(0)
             expert = envs.make_expert("reach", vector.envs[0], seed=0)
             expert.reset()
-            policy.expert = expert  # type: ignore[assignment]
+            policy.expert = expert
         hold = batch["observation.state"].clone()
-        hold[0] = torch.from_numpy(policy.expert.act())  # type: ignore[operator]
+        hold[0] = torch.from_numpy(policy.expert.act())
         return hold
 
     monkeypatch.setattr(policy, "select_action", act)

@@ -30,7 +30,7 @@ from worldmodel.types import Spec, SpecMismatchError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-NAMES = {"state_names": ["x", "y"], "action_names": ["x", "y"]}
+NAMES: dict[str, Any] = {"state_names": ["x", "y"], "action_names": ["x", "y"]}
 SMALL: dict[str, Any] = {
     "size": "debug",
     "image_size": 24,
@@ -168,7 +168,7 @@ def test_the_average_and_not_the_student_acts_and_follows_updates(dataset: Path)
     assert policy.learner is not None
     student, average = policy.learner.objective.model, policy.model
     before = {k: v.clone() for k, v in average.state_dict().items()}
-    optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())  # type: ignore[arg-type]
+    optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
     policy.train()
     loss, logs = policy.forward(lerobot_batch(dataset, policy, [1, 2, 3]))
     loss.backward()
@@ -188,7 +188,7 @@ def test_the_average_and_not_the_student_acts_and_follows_updates(dataset: Path)
 
 def test_only_matrices_decay_and_everything_trained_is_optimised(dataset: Path) -> None:
     policy = new_policy(dataset)
-    optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())  # type: ignore[arg-type]
+    optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
     matrices, vectors = optimizer.param_groups
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.01, 0.0)
     assert all(p.ndim >= 2 for p in matrices["params"])
