@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .recording import Episode, encode_state
+from .world import collected_options
 
 CHUNK_SIZE = 1000
 """Files per ``chunk-NNN`` folder."""
@@ -417,8 +418,8 @@ class DatasetWriter:
 def _upgraded(source: dict[str, Any]) -> dict[str, Any]:
     """The facts of a collection from before worlds had options."""
     if "target" in source:
-        target = source.pop("target")
-        source["options"] = {} if target is None else {"target": target}
+        source["options"] = collected_options(source)
+        del source["target"]
     return source
 
 

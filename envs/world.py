@@ -147,6 +147,17 @@ class World(gym.Env):
         return None
 
 
+def collected_options(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an environment that demonstrations were collected with.
+
+    Args:
+        facts: what `scripts.collect` wrote (``meta/source.json``, and ``environment`` of a
+            checkpoint's stamp). Older ones name a target only.
+    """
+    target = facts.get("target")
+    return dict(facts.get("options") or ({} if target is None else {"target": target}))
+
+
 def checked_cameras(cameras: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """The selection as a tuple.
 

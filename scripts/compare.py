@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import envs
+from envs.world import collected_options
 from policies.evaluation import episode_seeds, evaluate
 from policies.flow_policy import FlowPolicy, PolicyConfig
 from policies.smoothness import rms_jerk
@@ -47,7 +48,6 @@ from .evaluate import (
     EvaluateConfig,
     axes_of,
     environment_options,
-    shown_options,
     world_of,
 )
 from .train import TrainConfig, train
@@ -183,7 +183,7 @@ def drive(run: str, config: CompareConfig, seeds: list[int]) -> list[Judged]:
     policy = FlowPolicy.from_checkpoint(
         run, PolicyConfig(steps=config.sampling_steps, execute=config.execute)
     )
-    shown = shown_options(policy.stamp.get("environment") or {})
+    shown = collected_options(policy.stamp.get("environment") or {})
     for name, value in config.options.items():
         if shown.get(name) != value:
             raise ValueError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -35,7 +35,7 @@ from rich.progress import (
 from rich.table import Table
 
 import envs
-from envs.world import World
+from envs.world import World, collected_options
 from policies import report as reports
 from policies.evaluation import (
     Episode,
@@ -185,19 +185,9 @@ def environment_options(config: EvaluateConfig, policy: Policy) -> dict[str, Any
         options |= {"cameras": list(spec.cameras), "image_size": list(spec.image_size)}
     world = (getattr(policy, "stamp", None) or {}).get("environment") or {}
     if world.get("env") == envs.find(config.env).gym_id:
-        options |= shown_options(world)
+        options |= collected_options(world)
         options |= {k: world[k] for k in ("image_size",) if world.get(k) is not None}
     return options | dict(config.options or {})
-
-
-def shown_options(world: Mapping[str, Any]) -> dict[str, Any]:
-    """The environment's options that demonstrations were collected with.
-
-    Args:
-        world: ``environment`` of a checkpoint's stamp. Older ones name a target only.
-    """
-    target = world.get("target")
-    return {} | (world.get("options") or ({} if target is None else {"target": target}))
 
 
 def require_cameras(config: EvaluateConfig, options: dict[str, Any], policy: Policy) -> None:

@@ -11,6 +11,9 @@ and the stamp beside it::
     stamp.json                    where it comes from (dataset, versions, seeds, revision)
     training_state/               raw weights, optimiser, step: what resuming needs
 
+``lerobot-train`` writes the same files into ``pretrained_model``, with ``training.safetensors``
+among them: the raw weights, the feature head and the step, beside its own ``training_state``.
+
 A run's folder keeps checkpoints as ``checkpoints/<step>`` and two links, ``last`` and ``best``.
 Links are swapped atomically, and only after everything that they point to is on disk: killed at
 any moment, a run leaves its previous checkpoint whole.
@@ -32,6 +35,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .data.errors import did_you_mean
 from .flow import TimeConfig
 from .inputs import Inputs
 from .model import ModelConfig, Patches, WorldModel
@@ -43,6 +47,7 @@ from .types import Spec
 FORMAT = 1
 OPENINGS = 3  # times that a checkpoint is looked for when runs delete it while it is read
 WEIGHTS = "model.safetensors"
+LEROBOT = "pretrained_model"  # a folder that lerobot-train puts into its checkpoints
 PREFIX = "model."  # LeRobot's policy holds the world model as its attribute `model`
 
 
@@ -94,6 +99,7 @@ def find(path: str | Path, prefer: str = "last") -> Path:
     """
     root = Path(path)
     tried = [root, root / prefer, root / "checkpoints" / prefer]
+    tried += [folder / LEROBOT for folder in tried]  # as lerobot-train writes them
     for folder in tried:
         if (folder / "config.json").is_file():
             return folder.resolve()
@@ -164,16 +170,33 @@ def parse_config(
         CheckpointError: names a missing or unknown entry.
     """
     try:
-        objective = dict(config["objective"])
-        objective["time"] = {k: TimeConfig(**v) for k, v in objective["time"].items()}
+        config["objective"]["time"]  # what sampling follows is never left to a default
         return (
             Spec.from_dict(config["spec"]),
             Horizon(**config["window"]),
             ModelConfig(**config["model"]),
-            ObjectiveConfig(**objective),
+            parse_objective(config["objective"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"config.json does not describe a model: {error!r}") from error
+
+
+def parse_objective(values: Mapping[str, Any]) -> ObjectiveConfig:
+    """An `ObjectiveConfig` from plain values; what is left out keeps its default.
+
+    Raises:
+        ValueError: names an unknown field, or what a field cannot be.
+    """
+    known = [f.name for f in dataclasses.fields(ObjectiveConfig)]
+    for name in values:
+        if name not in known:
+            raise ValueError(
+                f"an objective has no {name!r}.{did_you_mean(name, known)} It has {known}"
+            )
+    fields = dict(values)
+    if "time" in fields:
+        fields["time"] = {k: TimeConfig(**v) for k, v in fields["time"].items()}
+    return ObjectiveConfig(**fields)
 
 
 def load_weights(model: nn.Module, path: str | Path, prefix: str = PREFIX) -> None:

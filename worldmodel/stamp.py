@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import torch
 
-from .data import Data
+from .data import Facts
 from .tokens import Horizon
 
 UNITS = "as recorded in the dataset"
@@ -97,7 +97,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def stamp_of(data: Data, horizon: Horizon, seed: int) -> dict[str, Any]:
+def stamp_of(data: Facts, horizon: Horizon, seed: int) -> dict[str, Any]:
     """The stamp of a checkpoint: `stamp` of the machine, and what it was trained on.
 
     ``window`` counts frames (past, future and their strides) and actions (chunk), at ``fps`` a

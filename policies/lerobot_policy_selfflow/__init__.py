@@ -1,7 +1,8 @@
-"""The thin adapter that makes a Self-Flow checkpoint a LeRobot policy of type "selfflow".
+"""The adapter: LeRobot's commands know our policy and our environments as type "selfflow".
 
-LeRobot imports ``lerobot_policy_selfflow`` by its distribution name and finds the rest by file
-name: `configuration_selfflow`, `modeling_selfflow`, `processor_selfflow`. This folder is importable
+LeRobot imports ``lerobot_policy_selfflow`` by its distribution name and finds the policy by file
+name: `configuration_selfflow`, `modeling_selfflow`, `processor_selfflow`. `training_selfflow` is
+the policy's training half, `env_selfflow` registers the environments. This folder is importable
 under that one name only: under two, every class in it would exist twice, and LeRobot would refuse
 the second registration of "selfflow".
 """
@@ -13,7 +14,8 @@ if __name__ != "lerobot_policy_selfflow":
     )
 
 from .configuration_selfflow import SelfflowConfig
+from .env_selfflow import SelfflowEnv
 from .modeling_selfflow import SelfflowPolicy
 from .processor_selfflow import make_selfflow_pre_post_processors
 
-__all__ = ["SelfflowConfig", "SelfflowPolicy", "make_selfflow_pre_post_processors"]
+__all__ = ["SelfflowConfig", "SelfflowEnv", "SelfflowPolicy", "make_selfflow_pre_post_processors"]

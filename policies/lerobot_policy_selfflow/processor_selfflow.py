@@ -26,14 +26,13 @@ def make_selfflow_pre_post_processors(
     """Rename, batch, move to the device; nothing is scaled, since the model does that itself.
 
     The normaliser steps are there because LeRobot's commands address them by name, and because
-    they carry the statistics of the training split where LeRobot's tools look for them.
+    they carry the statistics that the model normalises by where LeRobot's tools look for them.
 
     Args:
         config: of the policy.
-        dataset_stats: feature name -> statistic -> ``[dimensions]``; default: those of the
-            checkpoint's training split.
+        dataset_stats: feature name -> statistic -> ``[dimensions]``, for a policy without a spec.
     """
-    if dataset_stats is None and config.spec:
+    if config.spec:
         dataset_stats = lerobot_stats(Spec.from_dict(config.spec))
     return make_default_pre_post_processors(config, dataset_stats, normalizer_device=config.device)
 

@@ -353,14 +353,9 @@ def test_damaged_weights_are_refused_by_name(checkpoint: Path, tmp_path: Path, d
         SelfflowPolicy.from_pretrained(folder)
 
 
-def test_a_policy_without_a_checkpoint_says_where_to_get_one() -> None:
+def test_a_policy_without_checkpoint_or_dataset_says_where_to_get_one() -> None:
     with pytest.raises(ValueError, match=r"scripts\.train"):
         SelfflowPolicy(SelfflowConfig(device="cpu"))
-
-
-def test_training_through_lerobot_is_refused_with_the_way_to_do_it(policy: SelfflowPolicy) -> None:
-    with pytest.raises(NotImplementedError, match=r"scripts\.train"):
-        policy.forward(batch())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@
 """
 
 from .config import DataConfig, KeysConfig
-from .dataset import Data, open_data, split_episodes
+from .dataset import Data, Facts, open_data, read_facts, split_episodes
 from .errors import DatasetError
 from .normalize import Normalizer, frames_to_float, frames_to_uint8
 from .order import Order
@@ -17,6 +17,7 @@ __all__ = [
     "Data",
     "DataConfig",
     "DatasetError",
+    "Facts",
     "KeysConfig",
     "Normalizer",
     "Order",
@@ -24,6 +25,7 @@ __all__ = [
     "frames_to_float",
     "frames_to_uint8",
     "open_data",
+    "read_facts",
     "resize_frames",
     "split_episodes",
 ]

@@ -6,8 +6,9 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,27 +28,36 @@ RANK_WINDOWS = 2048  # windows that tell how smooth the demonstrated chunks are
 
 
 @dataclass(frozen=True)
-class Data:
-    """Demonstrations, ready to learn from.
+class Facts:
+    """What demonstrations say about themselves: everything but their frames.
 
     Attributes:
         spec: facts of the data; its statistics are those of the training episodes.
-        train, validation: windows of the two splits; the latter may be empty.
-        train_episodes, validation_episodes: their episodes, ascending. With several roots,
-            episodes are numbered through all of them in order.
+        train_episodes, validation_episodes: ascending. With several roots, episodes are numbered
+            through all of them in order.
         fingerprint: of the content of the roots and the chosen keys; equal for copies.
         keys: feature keys of each root, in order.
         roots: as the user gave them.
     """
 
     spec: Spec
-    train: Windows
-    validation: Windows
     train_episodes: list[int]
     validation_episodes: list[int]
     fingerprint: str
     keys: tuple[Keys, ...]
     roots: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Data(Facts):
+    """Demonstrations, ready to learn from.
+
+    Attributes:
+        train, validation: windows of the two splits; the latter may be empty.
+    """
+
+    train: Windows
+    validation: Windows
 
     def __repr__(self) -> str:
         spec = self.spec
@@ -77,34 +87,19 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
         DatasetError: one of its family: what is wrong with the dataset or the configuration, and
             how to mend it.
     """
-    config.check()
-    size = config.size()
-    sources = [open_source(root) for root in config.roots()]
-    keys = [resolve_keys(s.features, config.keys, s.name) for s in sources]
-    specs = [_spec(s, k, size) for s, k in zip(sources, keys, strict=True)]
-    _require_agreement(sources, specs, kind=config.action_kind == "auto")
-
-    chosen = _choose_episodes(sources, config.episodes)
-    for source, key, episodes in zip(sources, keys, chosen, strict=True):
+    opened = _open(config)
+    for source, key, episodes in zip(opened.sources, opened.keys, opened.chosen, strict=True):
         for camera in key.images.values():
             require_whole_clips(source, camera, episodes)
 
     directory = Path(config.cache_dir).expanduser() if config.cache_dir else None
     caches = [
-        open_cache(source, key, size, directory, progress=progress)
-        for source, key in zip(sources, keys, strict=True)
+        open_cache(source, key, config.size(), directory, progress=progress)
+        for source, key in zip(opened.sources, opened.keys, strict=True)
     ]
-    for source, key, cache, episodes in zip(sources, keys, caches, chosen, strict=True):
-        for values, name, names in (
-            (cache.state, key.state, specs[0].state_names),
-            (cache.action, key.action, specs[0].action_names),
-        ):
-            require_finite(values, episodes, names, name, source.name)
-
-    spans = _number_through(sources, chosen)
-    train, validation = split_episodes(list(spans), config.validation, config.split_seed)
-    tasks, task = _merge_tasks(sources)
-    frames = {c: Rows([cache.frames[c] for cache in caches]) for c in specs[0].cameras}
+    vectors = [(cache.state, cache.action) for cache in caches]
+    spans, task, facts = _facts(config, opened, vectors)
+    frames = {c: Rows([cache.frames[c] for cache in caches]) for c in facts.spec.cameras}
     state, action = Rows([c.state for c in caches]), Rows([c.action for c in caches])
     past = np.arange(1 - config.past, 1) * config.past_stride
     future = np.arange(1, config.future + 1) * config.future_stride
@@ -113,8 +108,71 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
         where = [(n, *spans[n]) for n in numbers]
         return Windows(frames, state, action, task, where, past, future, config.chunk)
 
+    return Data(
+        **{f.name: getattr(facts, f.name) for f in fields(Facts)},
+        train=windows(facts.train_episodes),
+        validation=windows(facts.validation_episodes),
+    )
+
+
+def read_facts(config: DataConfig) -> Facts:
+    """The same facts as `open_data` finds, without decoding or caching a single frame.
+
+    Raises:
+        DatasetError: as `open_data` does, but for what is wrong with frames.
+    """
+    opened = _open(config)
+    vectors = [
+        (source.vectors(key.state), source.vectors(key.action))
+        for source, key in zip(opened.sources, opened.keys, strict=True)
+    ]
+    return _facts(config, opened, vectors)[2]
+
+
+class _Opened(NamedTuple):
+    """Roots that were found, understood and agree."""
+
+    sources: list[Source]
+    keys: list[Keys]
+    specs: list[Spec]
+    chosen: list[list[Episode]]
+
+
+def _open(config: DataConfig) -> _Opened:
+    config.check()
+    sources = [open_source(root) for root in config.roots()]
+    keys = [resolve_keys(s.features, config.keys, s.name) for s in sources]
+    specs = [_spec(s, k, config.size()) for s, k in zip(sources, keys, strict=True)]
+    _require_agreement(sources, specs, kind=config.action_kind == "auto")
+    return _Opened(sources, keys, specs, _choose_episodes(sources, config.episodes))
+
+
+def _facts(
+    config: DataConfig, opened: _Opened, vectors: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> tuple[dict[int, tuple[int, int]], np.ndarray, Facts]:
+    """Split the episodes and measure those that are for training.
+
+    Args:
+        vectors: states and actions of each root, ``[rows, dimensions]``.
+
+    Returns:
+        First row and length of every episode, the task of every row, and the facts.
+    """
+    sources, keys, specs, chosen = opened
+    for source, key, episodes, (states, actions) in zip(
+        sources, keys, chosen, vectors, strict=True
+    ):
+        for values, name, names in (
+            (states, key.state, specs[0].state_names),
+            (actions, key.action, specs[0].action_names),
+        ):
+            require_finite(values, episodes, names, name, source.name)
+
+    spans = _number_through(sources, chosen)
+    train, validation = split_episodes(list(spans), config.validation, config.split_seed)
+    tasks, task = _merge_tasks(sources)
     rows = np.concatenate([np.arange(start, start + n) for start, n in (spans[e] for e in train)])
-    states, actions = state.take(rows).numpy(), action.take(rows).numpy()
+    states, actions = (Rows(parts).take(rows).numpy() for parts in zip(*vectors, strict=True))
     stats = {"state": statistics(states), "action": statistics(actions)}
     targets = action_targets(states, actions, specs[0].state_names, specs[0].action_names)
     kind = config.action_kind
@@ -124,14 +182,9 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
         moving = np.flatnonzero(np.array(stats["action"]["std"]) > 1e-6)
         absolute = 2 * sum(targets[i] >= 0 for i in moving) > len(moving)
         kind = "absolute" if absolute else "unknown"
-    training = windows(train)
     robots = {s.robot_type for s in sources}
-    spec = Spec(
-        cameras=specs[0].cameras,
-        image_size=size,
-        state_names=specs[0].state_names,
-        action_names=specs[0].action_names,
-        fps=specs[0].fps,
+    spec = replace(
+        specs[0],
         tasks=tasks,
         stats=stats,
         robot_type=robots.pop() if len(robots) == 1 else "",
@@ -140,16 +193,15 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
         action_rank=action_rank(_whole_chunks(actions, [spans[e][1] for e in train], config.chunk)),
     )
     content = repr([(s.fingerprint, k) for s, k in zip(sources, keys, strict=True)])
-    return Data(
+    facts = Facts(
         spec=spec,
-        train=training,
-        validation=windows(validation),
         train_episodes=train,
         validation_episodes=validation,
         fingerprint=hashlib.sha256(content.encode()).hexdigest()[:16],
         keys=tuple(keys),
         roots=tuple(s.name for s in sources),
     )
+    return spans, task, facts
 
 
 def _whole_chunks(actions: np.ndarray, lengths: Sequence[int], chunk: int) -> np.ndarray:
