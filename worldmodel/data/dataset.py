@@ -17,7 +17,7 @@ from .config import DataConfig
 from .errors import DatasetError, EmptyError, RootsDisagreeError
 from .keys import Keys, dimension_names, resolve_keys
 from .source import Episode, Source, open_source
-from .stats import action_rank, action_targets, require_finite, statistics
+from .stats import action_kind, action_rank, action_targets, require_finite, statistics
 from .video import require_whole_clips
 from .windows import Rows, Windows
 
@@ -82,9 +82,9 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
     sources = [open_source(root) for root in config.roots()]
     keys = [resolve_keys(s.features, config.keys, s.name) for s in sources]
     specs = [_spec(s, k, size) for s, k in zip(sources, keys, strict=True)]
-    _require_agreement(sources, specs)
+    require_agreement(sources, specs)
 
-    chosen = _choose_episodes(sources, config.episodes)
+    chosen = choose_episodes(sources, config.episodes)
     for source, key, episodes in zip(sources, keys, chosen, strict=True):
         for camera in key.images.values():
             require_whole_clips(source, camera, episodes)
@@ -103,7 +103,7 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
 
     spans = _number_through(sources, chosen)
     train, validation = split_episodes(list(spans), config.validation, config.split_seed)
-    tasks, task = _merge_tasks(sources)
+    tasks, task = merge_tasks(sources)
     frames = {c: Rows([cache.frames[c] for cache in caches]) for c in specs[0].cameras}
     state, action = Rows([c.state for c in caches]), Rows([c.action for c in caches])
     past = np.arange(1 - config.past, 1) * config.past_stride
@@ -119,9 +119,7 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
     targets = action_targets(states, actions, specs[0].state_names, specs[0].action_names)
     kind = config.action_kind
     if kind == "auto":  # deltas are not guessed: too much looks like them
-        moving = np.flatnonzero(np.array(stats["action"]["std"]) > 1e-6)
-        absolute = 2 * sum(targets[i] >= 0 for i in moving) > len(moving)
-        kind = "absolute" if absolute else "unknown"
+        kind = action_kind(targets, stats["action"]["std"])
     training = windows(train)
     robots = {s.robot_type for s in sources}
     spec = Spec(
@@ -189,7 +187,20 @@ def _spec(source: Source, keys: Keys, size: tuple[int, int]) -> Spec:
     )
 
 
-def _require_agreement(sources: Sequence[Source], specs: Sequence[Spec]) -> None:
+def require_agreement(
+    sources: Sequence[Source],
+    specs: Sequence[Spec],
+    may_differ: Sequence[str] = ("robot_type",),
+) -> None:
+    """Refuse roots that nothing can be learnt from together.
+
+    Args:
+        specs: of each source.
+        may_differ: fields of a spec that are left out.
+
+    Raises:
+        RootsDisagreeError: the same dataset twice, or the first field that differs.
+    """
     for (i, a), (j, b) in itertools.combinations(enumerate(sources), 2):
         if a.fingerprint == b.fingerprint:
             raise RootsDisagreeError(
@@ -199,7 +210,7 @@ def _require_agreement(sources: Sequence[Source], specs: Sequence[Spec]) -> None
         if i > 0:
             continue
         try:
-            specs[0].require_same(specs[j], a.name, b.name, may_differ=("robot_type",))
+            specs[0].require_same(specs[j], a.name, b.name, may_differ=may_differ)
         except SpecMismatchError as error:
             raise RootsDisagreeError(f"data.root: no common ground: {error}") from error
     if len({s.robot_type for s in sources}) > 1:
@@ -207,7 +218,7 @@ def _require_agreement(sources: Sequence[Source], specs: Sequence[Spec]) -> None
         log.warning("the roots name different robots (%s), though all else agrees", types)
 
 
-def _choose_episodes(sources: Sequence[Source], wanted: object) -> list[list[Episode]]:
+def choose_episodes(sources: Sequence[Source], wanted: object) -> list[list[Episode]]:
     """The episodes to use, of every root.
 
     Raises:
@@ -261,7 +272,7 @@ def _number_through(
     return spans
 
 
-def _merge_tasks(sources: Sequence[Source]) -> tuple[tuple[str, ...], np.ndarray]:
+def merge_tasks(sources: Sequence[Source]) -> tuple[tuple[str, ...], np.ndarray]:
     """Task texts of all roots without repetition, and the task of every row (-1: none)."""
     tasks: list[str] = []
     rows = []
