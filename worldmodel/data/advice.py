@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .config import DataConfig
+from .inspect import SATURATED
 
 HORIZON = 0.8  # seconds that a chunk of actions covers, and the future frames with it
 FUTURE = 4  # frames into which the horizon is cut
@@ -15,11 +16,11 @@ LONG_SIDE = 64  # pixels
 PATCH = 8  # of every model in configs/model
 
 FEW_EPISODES = 50
-SATURATED = 0.05  # share of samples at an extreme
 JITTER = 0.1  # frames, 99th percentile
 RATE = 0.02  # by which timestamps may run faster or slower than the declared rate
 OUTLIER = 3.0  # times the 1-99 % range beyond it
 IDLE = 0.15  # share of the frames at starts and ends
+LONG_IDLE = 1.0  # seconds of both that are a warning
 REPEATED = 0.05  # share of the frames
 
 LEVELS = ("stop", "warn", "note")
@@ -43,7 +44,7 @@ class Notice:
 def training_settings(
     facts: dict[str, Any], cameras: Sequence[dict[str, Any]], config: DataConfig
 ) -> dict[str, Any]:
-    """Settings of ``scripts.train`` that this data asks for, without those that are defaults anyway.
+    """Settings of ``scripts.train`` that this data asks for, where they are not the defaults.
 
     The chunk covers `HORIZON` seconds at the data's rate, but no more than half of the median
     episode; the future frames cover the same time. Frames keep their aspect ratio, at most
@@ -56,11 +57,9 @@ def training_settings(
     for role in ("action", "state", "images"):
         if (name := getattr(config.keys, role)) is not None:
             settings[f"data.keys.{role}"] = name
-    bad = _episodes_without_nan(facts)
-    if config.episodes is not None:
-        settings["data.episodes"] = config.episodes
-    elif bad is not None:
-        settings["data.episodes"] = bad
+    whole = _episodes_without_nan(facts)
+    if whole is not None or config.episodes is not None:
+        settings["data.episodes"] = config.episodes if whole is None else whole
     if cameras:
         settings["data.image_size"] = _image_size(cameras[0]["height"], cameras[0]["width"])
     fps = facts["fps"] or min(d["fps"] for d in facts["datasets"])
@@ -72,8 +71,6 @@ def training_settings(
     semantics = facts["semantics"]
     if semantics["guess"] != semantics["auto"]:
         settings["data.action_kind"] = semantics["guess"]
-    if facts["episodes"] < 10 and facts["episodes"] > 1:
-        settings["data.validation"] = round(1 / facts["episodes"], 2)
     defaults = DataConfig()
     return {
         key: value
@@ -83,9 +80,9 @@ def training_settings(
 
 
 def training_commands(facts: dict[str, Any], settings: dict[str, Any]) -> dict[str, str]:
-    """Command lines of ``scripts.train``: ``trial`` (seconds, does everything fit?) and ``train``."""
+    """Command lines of ``scripts.train``: ``trial`` (of seconds, does it fit?) and ``train``."""
     size = "small" if facts["frames"] >= 20_000 else "tiny"
-    sure = {"data.root", "data.action_kind", "data.episodes", "data.validation"}
+    sure = {"data.root", "data.action_kind", "data.episodes"}
     trial = {k: v for k, v in settings.items() if k in sure or k.startswith("data.keys")}
     return {
         "trial": _command([*_words(trial), "experiment=debug", "out=outputs/trial"]),
@@ -193,18 +190,22 @@ def _of_time(facts: dict[str, Any]) -> list[Notice]:
 
 def _of_values(facts: dict[str, Any]) -> list[Notice]:
     found = []
-    for role in ("state", "action"):
-        dimensions = facts[role]["dimensions"] if facts[role] else []
-        still = [d["name"] for d in dimensions if d["constant"]]
-        if dimensions and len(still) == len(dimensions):
-            found.append(Notice("warn", "constant", f"No dimension of the {role} ever changes."))
-        elif still:
+    still = {
+        role: tuple(d["name"] for d in facts[role]["dimensions"] if d["constant"])
+        for role in ("state", "action")
+        if facts[role]
+    }
+    for names in dict.fromkeys(still.values()):
+        roles = " and ".join(role for role, mine in still.items() if mine == names)
+        if names:
+            one = len(names) == 1
             found.append(
-                Notice("note", "constant", f"{_count(still, 'dimension')} of the {role} never "
-                       f"{'changes' if len(still) == 1 else 'change'}: {_few(still)}. Harmless; "
-                       "but the robot must hold "
-                       f"{'it' if len(still) == 1 else 'them'} there when the policy drives.")
+                Notice("note", "constant", f"{_count(names, 'dimension')} of {roles} never "
+                       f"{'changes' if one else 'change'}: {_few(names)}. Harmless, but the model "
+                       f"learns nothing about {'it' if one else 'them'}.")
             )  # fmt: skip
+    for role in still:
+        dimensions = facts[role]["dimensions"]
         far = [d["name"] for d in dimensions if d["outlier"] is not None and d["outlier"] > OUTLIER]
         if far:
             found.append(
@@ -213,7 +214,7 @@ def _of_values(facts: dict[str, Any]) -> list[Notice]:
             )  # fmt: skip
     full = []
     for d in facts["action"]["dimensions"] if facts["action"] else []:
-        if d["constant"] or d["switch"]:
+        if not d["saturated"]:
             continue
         for share, end, word in ((d["at_min"], d["min"], "least"), (d["at_max"], d["max"], "most")):
             if share is not None and share >= SATURATED:
@@ -295,8 +296,10 @@ def _of_content(facts: dict[str, Any]) -> list[Notice]:
     if still and still["motionless"]:
         found.append(Notice("warn", "motionless", f"Nothing moves in {_few(still['motionless'])}."))
     if still and still["share_at_ends"] > IDLE:
+        long = still["start"]["median"] + still["end"]["median"] >= LONG_IDLE
         found.append(
-            Notice("warn", "idle", f"{100 * still['share_at_ends']:.0f} % of the frames stand "
+            Notice("warn" if long else "note", "idle",
+                   f"{100 * still['share_at_ends']:.0f} % of the frames stand "
                    f"still at the start (median {still['start']['median']:.1f} s) or the end "
                    f"({still['end']['median']:.1f} s) of an episode. A policy learns to wait "
                    "from them; trim long ones.")

@@ -23,6 +23,7 @@ STILL_WINDOW = 0.25  # seconds
 STILL_SHARE = 0.01  # of a dimension's 1-99 % range
 EXTREME = 1e-4  # of the range: how near to the smallest or largest value counts as at it
 SWITCH = 0.95  # share of samples at the two extremes that makes a dimension a switch
+SATURATED = 0.05  # share of samples at one extreme
 GAP = 1.5  # frames between two timestamps
 BLACK = 12  # grey level of 255: a picture whose brightest block is darker is black
 FROZEN = 2.0  # grey levels that some block of a picture changes by at least
@@ -173,8 +174,9 @@ def _vector(
     """One vector: ``key``, ``unit``, ``not_finite`` and ``dimensions``.
 
     A dimension has the statistics of `statistics`, ``constant``, ``switch`` (almost always at one
-    of its two extremes), ``at_min`` and ``at_max`` (share of the samples there), ``not_finite``,
-    and ``outlier``: how far the farthest value lies beyond the percentiles, in their distance.
+    of its two extremes), ``at_min`` and ``at_max`` (share of the samples there), ``saturated``
+    (one of these is `SATURATED` or more, and it is neither of the above), ``not_finite``, and
+    ``outlier``: how far the farthest value lies beyond the percentiles, in their distance.
     """
     if not values.shape[1]:
         return None
@@ -186,6 +188,7 @@ def _vector(
         if not len(column):
             dimensions.append(
                 {"name": name, "not_finite": len(values), "constant": False, "switch": False,
+                 "saturated": False,
                  "at_min": None, "at_max": None, "outlier": None}
                 | dict.fromkeys(("mean", "std", "min", "max", "q01", "q99"))
             )  # fmt: skip
@@ -194,17 +197,19 @@ def _vector(
         low, high = numbers["min"], numbers["max"]
         near = EXTREME * (high - low)
         # As the normaliser sees it: see worldmodel.data.normalize.
-        constant = (high - low) / 2 <= 1e-4 * max(1.0, abs(low + high) / 2)
+        constant = bool((high - low) / 2 <= 1e-4 * max(1.0, abs(low + high) / 2))
         at_min = float(np.mean(column <= low + near))
         at_max = float(np.mean(column >= high - near))
+        switch = not constant and at_min + at_max >= SWITCH
         inner = numbers["q99"] - numbers["q01"]
         beyond = max(high - numbers["q99"], numbers["q01"] - low)
         dimensions.append(
             {
                 "name": name,
                 **numbers,
-                "constant": bool(constant),
-                "switch": bool(not constant and at_min + at_max >= SWITCH),
+                "constant": constant,
+                "switch": switch,
+                "saturated": not (constant or switch) and max(at_min, at_max) >= SATURATED,
                 "at_min": None if constant else at_min,
                 "at_max": None if constant else at_max,
                 "outlier": float(beyond / inner) if inner > 0 and not constant else None,
