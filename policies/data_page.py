@@ -107,9 +107,9 @@ def draw_samples(ax: Axes, samples: Samples) -> None:
         top -= aspect + GAP
     x = 0.0
     for span, numbers in zip(samples.spans, samples.numbers, strict=True):
-        for i, frame in enumerate(numbers):
+        for i, number in enumerate(numbers):
             ax.text(
-                x + i * (1 + GAP) + 0.5, -height - 0.04, f"{frame / span.fps:.1f} s",
+                x + i * (1 + GAP) + 0.5, -height - 0.04, f"{number / span.fps:.1f} s",
                 ha="center", va="top", fontsize=9, color=MUTED,
             )  # fmt: skip
         group = len(numbers) + GAP * (len(numbers) - 1)
@@ -333,7 +333,7 @@ def draw_facts(ax: Axes, report: dict[str, Any]) -> None:
     ax.set_xlim(0, position.width * WIDTH)
     ax.set_ylim(len(rows), 0)
     ax.set_axis_off()
-    ax.set_title("At a glance", pad=LEGEND_PAD)
+    ax.set_title("At a glance", pad=LEGEND_PAD + 4)
     for y, (name, value) in enumerate(rows):
         ax.text(0, y + 0.5, name, va="center", fontsize=10, color=MUTED)
         ax.text(1.62, y + 0.5, _short(value, 46), va="center", fontsize=10)
@@ -347,7 +347,7 @@ def draw_notices(ax: Axes, report: dict[str, Any]) -> None:
     ax.set_xlim(0, width)
     ax.set_ylim(height, 0)
     ax.set_axis_off()
-    ax.set_title("Good to know", pad=LEGEND_PAD)
+    ax.set_title("Good to know")
     y = 0.0
     for level, lines in _notice_lines(report, width):
         ax.plot(0.07, y + 0.1, "o", color=LEVEL_COLORS[level], ms=8, clip_on=False)
@@ -394,7 +394,8 @@ def page(report: dict[str, Any], samples: Samples, trace: Trace | None) -> bytes
         facts = 0.27 * len(facts_of(report))
         texts = _notice_lines(report, side)
         notices = max(0.4, sum(len(lines) * LINE + LINE / 2 for _, lines in texts))
-        below = max(ranges, facts + 1.0 + notices)
+        below = max(ranges, facts + 0.75 + notices)
+        ranges = max(ranges, min(below, 0.55 * len(rows)))
         commands = 0.3 + 0.24 * len(_command_lines(report))
         frames = _samples_height(samples, usable) if samples.frames else 0.0
         plots = max(2.5, min(3.4, 0.42 * (1 if trace is None else len(trace.names))))
@@ -426,7 +427,7 @@ def page(report: dict[str, Any], samples: Samples, trace: Trace | None) -> bytes
         bars = right - MARGIN - names - 3.45  # what is said beside them needs the rest
         place(partial(draw_ranges, report=report), MARGIN + names, top, bars, ranges)
         place(partial(draw_facts, report=report), right, top, side, facts)
-        place(partial(draw_notices, report=report), right, top + facts + 1.0, side, notices)
+        place(partial(draw_notices, report=report), right, top + facts + 0.75, side, notices)
         top += below + 0.75
         place(partial(draw_command, report=report), MARGIN, top, usable, commands)
         buffer = io.BytesIO()
@@ -537,7 +538,7 @@ def _beside(ax: Axes, x: float, y: float, text: str, points: float, color: str) 
 
 def _legend(ax: Axes, left: float = 0.0) -> None:
     ax.legend(
-        loc="lower left", bbox_to_anchor=(left, 0.985), ncols=4, handlelength=1.2,
+        loc="lower left", bbox_to_anchor=(left, 1.0), ncols=4, handlelength=1.2,
         handletextpad=0.5, columnspacing=1.4, borderpad=0, borderaxespad=0.4,
     )  # fmt: skip
 

@@ -452,8 +452,8 @@ def inspect_cameras(recording: Recording, samples: Samples) -> list[dict[str, An
 
 
 def _blocks(frame: np.ndarray, count: int = 24) -> np.ndarray:
-    """Mean grey of about count x count blocks, float64: noise of the codec averages out."""
-    side = max(1, min(frame.shape[:2]) // count)
+    """Mean grey of blocks, at most about count x count, so that noise averages out; float64."""
+    side = min(max(4, min(frame.shape[:2]) // count), *frame.shape[:2])
     height, width = (n - n % side for n in frame.shape[:2])
     grey = frame[:height, :width].astype(np.float64).mean(2)
     return grey.reshape(height // side, side, width // side, side).mean((1, 3))

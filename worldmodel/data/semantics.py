@@ -180,7 +180,10 @@ def _guess(auto: str, counts: dict[str, int], moving: list[dict[str, Any]]) -> t
         return "unknown", "no action ever changes"
     followed, changes, resembles = (counts[k] for k in ("followed", "changes", "resembles"))
     if auto == "absolute" or 2 * followed > n:
-        named = "" if auto == "absolute" else ", though not under the same names"
+        named = ""
+        if auto != "absolute":
+            same = all(d["by"] == "name" for d in moving)
+            named = ", though late" if same else ", though not under the same names"
         return "absolute", f"{followed} of {n} moving dimensions are where a state soon is{named}"
     if 2 * changes > n:
         factors = [abs(d["change_factor"]) for d in moving
