@@ -90,11 +90,12 @@ def draw_samples(ax: Axes, samples: Samples) -> None:
     """A row a camera, a group of pictures an episode; one unit is one picture's width."""
     width, height = _samples_size(samples)
     several = len({span.root for span in samples.spans}) > 1
+    inch = ax.get_position().width * WIDTH / width
     top = 0.0
     for camera, frames in samples.frames.items():
         aspect = _aspect(frames)
         ax.text(
-            -0.06, top - aspect / 2, _short(camera, 16), rotation=90, ha="right", va="center",
+            -0.06, top - aspect / 2, _short(camera, max(3, int(aspect * inch / 0.1))), rotation=90, ha="right", va="center",
             fontsize=10.5, weight="bold",
         )  # fmt: skip
         x = 0.0
@@ -201,8 +202,10 @@ def draw_trace(ax: Axes, trace: Trace) -> None:
                 ax.plot(
                     trace.seconds, -y - 0.4 + 0.8 * (values - low) / span, color=color, lw=width
                 )
-    ax.plot([], [], color=ACTION, lw=1.4, label="actions")
-    ax.plot([], [], color=STATE, lw=2.4, label="states")
+    if trace.action:
+        ax.plot([], [], color=ACTION, lw=1.4, label="actions")
+    if trace.state:
+        ax.plot([], [], color=STATE, lw=2.4, label="states")
     ax.set_yticks([-y for y in range(len(trace.names))], [_short(n, 20) for n in trace.names])
     ax.tick_params(axis="y", labelsize=9)
     ax.set_ylim(-len(trace.names) + 0.45, 0.5)
@@ -300,7 +303,10 @@ def facts_of(report: dict[str, Any]) -> list[tuple[str, str]]:
         gaps = timing["gaps"]["count"]
         facts.append(("timestamps", f"{off}, {gaps or 'no'} gap{'' if gaps == 1 else 's'}"))
     semantics = report["semantics"]
-    facts.append(("actions mean", f"{semantics['guess']}: a guess (auto: {semantics['auto']})"))
+    guess = "could not be told" if semantics["guess"] == "unknown" else (
+        f"{semantics['guess']}: a guess"
+    )  # fmt: skip
+    facts.append(("actions mean", f"{guess} (auto: {semantics['auto']})"))
     if semantics["lag_seconds"] is not None:
         facts.append(("states are there", f"{semantics['lag_seconds']:.2f} s later (median)"))
     success = report["success"]
@@ -370,8 +376,7 @@ def draw_command(ax: Axes, report: dict[str, Any]) -> None:
         family="monospace", linespacing=1.5,
     )  # fmt: skip
     ax.set_axis_off()
-    stops = any(n["level"] == "stop" for n in report["notices"])
-    ax.set_title("To train, once that is mended" if stops else "To train")
+    ax.set_title("To train, once that is mended" if report["mend_first"] else "To train")
 
 
 LINE = 0.215  # inches from one line of text to the next
@@ -508,6 +513,7 @@ def _command_lines(report: dict[str, Any]) -> list[str]:
         report["commands"]["train"], 138, break_long_words=False, break_on_hyphens=False,
         subsequent_indent="    ",
     )  # fmt: skip
+    lines = [_short(line, 138) for line in lines]  # a long list of episodes has no place to break
     return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
 
 
@@ -519,6 +525,8 @@ def _following(report: dict[str, Any], found: dict[str, Any]) -> tuple[str, str]
         r = found["change_correlation"]
         if r is None:
             return "nothing goes with it", MUTED
+        if found["correlation"] is not None and abs(found["correlation"]) > abs(r):
+            return f"goes with the state{other}, r = {found['correlation']:.2f}", INK
         return f"goes with the next change{change}, r = {r:.2f}", INK if abs(r) >= 0.7 else MUTED
     share = found["explained_later"]
     if share > 0.5:

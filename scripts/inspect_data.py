@@ -34,7 +34,7 @@ from policies.demonstrations import paths_of, smoothness
 from policies.figure import METRIC_NAMES
 from policies.report import strict
 from worldmodel.data import DataConfig, DatasetError, KeysConfig
-from worldmodel.data.advice import notices, training_commands, training_settings
+from worldmodel.data.advice import mend_first, notices, training_commands, training_settings
 from worldmodel.data.inspect import SATURATED, inspect_cameras, inspect_recording, sample_frames
 from worldmodel.data.recording import Recording, Span, read_recording
 from worldmodel.progress import clock
@@ -93,6 +93,7 @@ def inspect(config: InspectDataConfig) -> tuple[dict[str, Any], dict[str, Path]]
     facts = inspect_recording(recording)
     cameras = inspect_cameras(recording, samples)
     settings = training_settings(facts, cameras, wanted)
+    found = notices(facts, cameras)
     report = strict(
         headlines(facts)
         | facts
@@ -102,7 +103,8 @@ def inspect(config: InspectDataConfig) -> tuple[dict[str, Any], dict[str, Path]]
                 "commands": smoothness_of(recording, facts, "action"),
                 "motion": smoothness_of(recording, facts, "state"),
             },
-            "notices": [asdict(notice) for notice in notices(facts, cameras)],
+            "notices": [asdict(notice) for notice in found],
+            "mend_first": mend_first(found, settings),
             "settings": settings,
             "commands": training_commands(facts, settings),
             "stamp": stamp(),
@@ -233,8 +235,8 @@ def print_overview(report: dict[str, Any], console: Console) -> None:
         table.add_row(
             "timestamps",
             f"off frame number / fps by {milliseconds(timing['max'])} at most, "
-            f"{milliseconds(timing['p99'])} in 99 %; {timing['gaps']['count']} gaps, "
-            f"{timing['backwards']} not later than the one before",
+            f"{milliseconds(timing['p99'])} in 99 %; gaps: {timing['gaps']['count']}, "
+            f"not later than the one before: {timing['backwards']}",
         )
     else:
         table.add_row("timestamps", "none recorded")
@@ -340,13 +342,14 @@ def print_semantics(report: dict[str, Any], console: Console) -> None:
     if not semantics["dimensions"]:
         return
     named = all(d["by"] in ("name", None) for d in semantics["dimensions"])
-    other = [] if named else ["state most alike"]
+    alike = "change" if semantics["guess"] == "delta" else "state"
+    other = [] if named else ["goes with change of" if alike == "change" else "most like state"]
     table = sheet("", *other, "at once", "at best", "after", "RMS off", "r", "r change")
     for d in semantics["dimensions"][:PRINTED]:
         explained = [d["explained"], d["explained_later"]]
         table.add_row(
             escape(d["name"]),
-            *([] if named else [escape(d["state"] or "–")]),
+            *([] if named else [escape(d[alike] or "–")]),
             *("–" if v is None else f"{100 * v:.1f} %" for v in explained),
             "–" if d["lag_seconds"] is None else f"{d['lag_seconds']:.2f} s",
             *(number(d[k]) for k in ("error", "correlation", "change_correlation")),
@@ -393,8 +396,7 @@ def print_notices(report: dict[str, Any], console: Console) -> None:
 
 
 def print_commands(report: dict[str, Any], console: Console) -> None:
-    stops = any(n["level"] == "stop" for n in report["notices"])
-    console.print("\n[bold]to train" + (", once that is mended" if stops else ""))
+    console.print("\n[bold]to train" + (", once that is mended" if report["mend_first"] else ""))
     for what, key in (("seconds, to see that it fits", "trial"), ("a real run", "train")):
         console.print(f"[dim]# {what}", highlight=False)
         console.print(report["commands"][key], highlight=False, markup=False, soft_wrap=True)

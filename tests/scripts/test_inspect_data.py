@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,8 @@ from policies.demonstrations import paths_of
 from scripts import inspect_data as script
 from tests.datasets import write_dataset
 from tests.test_configs import compose
-from worldmodel.data import DataConfig, open_data
+from worldmodel.data import DataConfig, DatasetError, open_data
+from worldmodel.data.errors import BrokenError, RootError, VersionError
 
 
 @pytest.fixture(scope="module")
@@ -165,52 +169,53 @@ def test_hands_switches_and_what_is_broken_are_not_judged() -> None:
     assert paths_of([np.random.default_rng(0).random((9, 2))], facts[1:3]).names == ("gripper.pos",)
 
 
-def fails(monkeypatch: pytest.MonkeyPatch, capsys: Any, *arguments: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["inspect_data", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        script.main()
-    said = capsys.readouterr().out
-    if isinstance(ended.value.code, str):
-        return ended.value.code
-    assert ended.value.code == 1
-    assert "Traceback" not in said
-    return " ".join(said.split())
-
-
-def test_what_cannot_be_read_is_said_in_one_message(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_what_cannot_be_read_is_refused_and_nothing_is_written(data: Path, tmp_path: Path) -> None:
     out = f"out={tmp_path / 'out'}"
-    typo = data.parent / "square"
-    assert "Did you mean 'squares'?" in fails(monkeypatch, capsys, f"data.root={typo}", out)
-    assert not typo.exists()
-    assert "data.root is None" in fails(monkeypatch, capsys, out)
-    said = fails(monkeypatch, capsys, f"data.rot={data}", out)
-    assert "There is no setting 'data.rot'. Did you mean 'data.root'?" in said
-    assert "shown is 0" in fails(monkeypatch, capsys, f"data.root={data}", "shown=0", out)
-    inside = fails(monkeypatch, capsys, f"data.root={data}", f"out={data / 'meta'}")
-    assert "lies in the dataset" in inside
-
+    for overrides, error, words in (
+        ((), DatasetError, "data.root is None"),
+        ((f"data.root={data.parent / 'square'}",), RootError, "Did you mean 'squares'?"),
+        ((f"data.root={data}", "shown=0"), ValueError, "shown is 0"),
+        ((f"data.root={data}", f"out={data / 'meta'}"), ValueError, "lies in the dataset"),
+    ):
+        with pytest.raises(error, match=re.escape(words)):
+            inspect(out, *overrides)
+    assert not (data.parent / "square").exists()
     old = shutil.copytree(data, tmp_path / "old")
     info = json.loads((old / "meta" / "info.json").read_text())
     (old / "meta" / "info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
-    assert "v3.0 is needed" in fails(monkeypatch, capsys, f"data.root={old}", out)
+    with pytest.raises(VersionError):
+        inspect(out, f"data.root={old}")
     cut = shutil.copytree(data, tmp_path / "cut")
     for video in cut.rglob("*.mp4"):
         video.write_bytes(video.read_bytes()[:500])
-    assert "BrokenError" in fails(monkeypatch, capsys, f"data.root={cut}", out)
+    with pytest.raises(BrokenError):
+        inspect(out, f"data.root={cut}")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_of_the_readme_runs(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["inspect_data", f"data.root={data}"])
-    script.main()
-    said = capsys.readouterr().out
-    assert "6 episodes" in said
+def start(root: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.inspect_data", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(root), "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_of_the_readme(root: Path, data: Path, tmp_path: Path) -> None:
+    done = start(root, tmp_path, f"data.root={data}", "out=outputs/inspect")
+    assert done.returncode == 0, done.stderr
+    assert "6 episodes" in done.stdout
     for name in ("inspect.json", "inspect.png"):
-        assert f"outputs/inspect/{name}" in said
+        assert f"outputs/inspect/{name}" in done.stdout
         assert (tmp_path / "outputs" / "inspect" / name).is_file()
     assert not (tmp_path / "outputs" / "inspect" / "inspect.html").exists()
+
+
+def test_a_mistyped_root_ends_with_one_message(root: Path, data: Path, tmp_path: Path) -> None:
+    done = start(root, tmp_path, f"data.root={data}s")
+    assert done.returncode == 1
+    assert done.stdout.startswith("RootError: there is no dataset at")
+    assert "Traceback" not in done.stdout + done.stderr

@@ -90,6 +90,12 @@ def training_commands(facts: dict[str, Any], settings: dict[str, Any]) -> dict[s
     }
 
 
+def mend_first(found: Sequence[Notice], settings: dict[str, Any]) -> bool:
+    """Whether training would refuse the data even with these settings."""
+    left_out = {"nan"} if "data.episodes" in settings else set()
+    return any(n.level == "stop" and n.topic not in left_out for n in found)
+
+
 def notices(facts: dict[str, Any], cameras: Sequence[dict[str, Any]]) -> list[Notice]:
     """Everything worth knowing before training, the worst first."""
     found = [
@@ -107,7 +113,7 @@ def notices(facts: dict[str, Any], cameras: Sequence[dict[str, Any]]) -> list[No
 def _stopping(facts: dict[str, Any], cameras: Sequence[dict[str, Any]]) -> list[Notice]:
     found = []
     for role, text in facts["problems"].items():
-        found.append(Notice("stop", f"{role}_missing", text))
+        found.append(Notice("stop", f"{role}_missing", text[0].upper() + text[1:]))
     rates = {d["fps"] for d in facts["datasets"]}
     if len(rates) > 1:
         listed = ", ".join(f"{d['name']}: {d['fps']:g}" for d in facts["datasets"])
@@ -120,9 +126,10 @@ def _stopping(facts: dict[str, Any], cameras: Sequence[dict[str, Any]]) -> list[
         vector = facts[role]
         if vector and vector["not_finite"]:
             found.append(
-                Notice("stop", "nan", f"{vector['not_finite']} values of {vector['key']} are NaN "
+                Notice("stop", "nan", f"{_count(vector['not_finite'], 'value')} of {vector['key']}: NaN "
                        f"or infinite, in {_few(vector['bad_episodes'])}. Record these again, or "
-                       "leave them out with data.episodes=[...].")
+                       "leave them out with data.episodes=[...], as the command below does "
+                       "for a single dataset.")
             )  # fmt: skip
     for camera in cameras:
         if camera["short"]:
@@ -171,14 +178,14 @@ def _of_time(facts: dict[str, Any]) -> list[Notice]:
     if timing["gaps"]["count"]:
         largest = timing["gaps"]["largest"][0]
         found.append(
-            Notice("warn", "gaps", f"{timing['gaps']['count']} gaps between timestamps: frames "
+            Notice("warn", "gaps", f"{_count(timing['gaps']['count'], 'gap')} between timestamps: frames "
                    f"were lost there. The largest is {largest['seconds']:.2f} s, in "
                    f"{largest['episode']} after frame {largest['frame']}.")
         )  # fmt: skip
     if timing["backwards"]:
         found.append(
-            Notice("warn", "backwards", f"{timing['backwards']} timestamps are not later than "
-                   "the one before.")
+            Notice("warn", "backwards", f"{_count(timing['backwards'], 'timestamp')} not later "
+                   "than the one before.")
         )  # fmt: skip
     if timing["misnumbered"]:
         found.append(
@@ -357,8 +364,9 @@ def _command(words: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "scripts.train", *words])
 
 
-def _count(things: Sequence[Any], noun: str) -> str:
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+def _count(things: Sequence[Any] | int, noun: str) -> str:
+    number = things if isinstance(things, int) else len(things)
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _few(names: Sequence[str], most: int = 6) -> str:

@@ -16,7 +16,7 @@ import pytest
 from policies.report import strict
 from tests.datasets import write_dataset
 from worldmodel.data import DataConfig, DatasetError, KeysConfig, open_data
-from worldmodel.data.advice import notices, training_commands, training_settings
+from worldmodel.data.advice import Notice, mend_first, notices, training_commands, training_settings
 from worldmodel.data.inspect import (
     FROZEN,
     Samples,
@@ -141,10 +141,12 @@ def test_not_a_number_is_named_and_left_out_of_the_command(copy: Path) -> None:
     facts, found = look(plant(copy, state=spoil))
     assert facts["state"]["not_finite"] == dimension(facts, "state", "y")["not_finite"] == 2
     assert facts["state"]["bad_episodes"] == ["episode 2"]
-    assert found["nan"].startswith("stop: 2 values of observation.state")
+    assert found["nan"].startswith("stop: 2 values of observation.state: NaN")
     assert np.isfinite(dimension(facts, "state", "y")["max"])
     settings = training_settings(facts, [], DataConfig(root=str(copy)))
     assert settings["data.episodes"] == [0, 1, 3]
+    assert not mend_first([Notice("stop", "nan", "")], settings)
+    assert mend_first([Notice("stop", "mixed_fps", "")], settings)
     keep = DataConfig(root=str(copy), episodes=settings["data.episodes"], validation=0)
     assert len(open_data(keep, progress=False).train) == sum(LENGTHS) - LENGTHS[2]
 
