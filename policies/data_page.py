@@ -94,9 +94,10 @@ def draw_samples(ax: Axes, samples: Samples) -> None:
     top = 0.0
     for camera, frames in samples.frames.items():
         aspect = _aspect(frames)
+        name = _short(camera, max(3, int(aspect * inch / 0.1)))
         ax.text(
-            -0.06, top - aspect / 2, _short(camera, max(3, int(aspect * inch / 0.1))), rotation=90, ha="right", va="center",
-            fontsize=10.5, weight="bold",
+            -0.06, top - aspect / 2, name, rotation=90, ha="right", va="center", fontsize=10.5,
+            weight="bold",
         )  # fmt: skip
         x = 0.0
         for episode in frames:

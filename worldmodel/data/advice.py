@@ -126,8 +126,9 @@ def _stopping(facts: dict[str, Any], cameras: Sequence[dict[str, Any]]) -> list[
         vector = facts[role]
         if vector and vector["not_finite"]:
             found.append(
-                Notice("stop", "nan", f"{_count(vector['not_finite'], 'value')} of {vector['key']}: NaN "
-                       f"or infinite, in {_few(vector['bad_episodes'])}. Record these again, or "
+                Notice("stop", "nan",
+                       f"{_count(vector['not_finite'], 'value')} of {vector['key']}: NaN or "
+                       f"infinite, in {_few(vector['bad_episodes'])}. Record these again, or "
                        "leave them out with data.episodes=[...], as the command below does "
                        "for a single dataset.")
             )  # fmt: skip
@@ -178,8 +179,9 @@ def _of_time(facts: dict[str, Any]) -> list[Notice]:
     if timing["gaps"]["count"]:
         largest = timing["gaps"]["largest"][0]
         found.append(
-            Notice("warn", "gaps", f"{_count(timing['gaps']['count'], 'gap')} between timestamps: frames "
-                   f"were lost there. The largest is {largest['seconds']:.2f} s, in "
+            Notice("warn", "gaps",
+                   f"{_count(timing['gaps']['count'], 'gap')} between timestamps: frames were "
+                   f"lost there. The largest is {largest['seconds']:.2f} s, in "
                    f"{largest['episode']} after frame {largest['frame']}.")
         )  # fmt: skip
     if timing["backwards"]:
