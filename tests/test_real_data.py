@@ -58,3 +58,31 @@ def test_it_trains_and_is_judged_on_held_out_episodes(tmp_path, monkeypatch) -> 
     assert report["action"]["hold_last"] < report["action"]["mean_action"]
     strip(checkpoint, data, tmp_path / "strip.png")
     assert (tmp_path / "strip.png").stat().st_size > 10_000
+
+
+def test_it_is_inspected(tmp_path) -> None:
+    from omegaconf import OmegaConf
+
+    from scripts.inspect_data import inspect
+
+    from .test_configs import compose
+
+    config: Any = OmegaConf.to_object(
+        compose("inspect_data", f"data.root={ROOT_G1}", f"out={tmp_path}", "shown=2")
+    )
+    report, paths = inspect(config)
+    assert (report["episodes"], report["frames"], report["fps"]) == (5, 1305, 30)
+    (camera,) = report["cameras"]
+    assert (camera["codec"], camera["height"], camera["width"]) == ("av1", 480, 640)
+    assert not camera["black"]
+    assert not camera["frozen"]
+    assert report["timing"]["max"] < 1e-4
+    assert report["semantics"]["guess"] == "absolute"
+    assert 0.1 < report["semantics"]["lag_seconds"] < 0.5
+    assert [d["name"] for d in report["action"]["dimensions"] if d["saturated"]] == [
+        "kRightHandThumbBend"
+    ]
+    assert report["smoothness"]["commands"]["names"][0] == "kLeftShoulderPitch"
+    assert len(report["smoothness"]["commands"]["names"]) == 14  # without the hands
+    assert report["settings"]["data.image_size"] == [48, 64]
+    assert paths["png"].stat().st_size > 100_000

@@ -18,7 +18,7 @@ from .config import DataConfig
 from .errors import DatasetError, EmptyError, RootsDisagreeError
 from .keys import Keys, dimension_names, recorded_kind, resolve_keys
 from .source import Episode, Source, open_source
-from .stats import action_rank, action_targets, require_finite, statistics
+from .stats import action_kind, action_rank, action_targets, require_finite, statistics
 from .video import require_whole_clips
 from .windows import Rows, Windows
 
@@ -143,8 +143,10 @@ def _open(config: DataConfig) -> _Opened:
     sources = [open_source(root) for root in config.roots()]
     keys = [resolve_keys(s.features, config.keys, s.name) for s in sources]
     specs = [_spec(s, k, config.size()) for s, k in zip(sources, keys, strict=True)]
-    _require_agreement(sources, specs, kind=config.action_kind == "auto")
-    return _Opened(sources, keys, specs, _choose_episodes(sources, config.episodes))
+    # A kind that the user states overrules what the roots say of themselves.
+    stated = () if config.action_kind == "auto" else ("action_kind",)
+    require_agreement(sources, specs, ("robot_type", *stated))
+    return _Opened(sources, keys, specs, choose_episodes(sources, config.episodes))
 
 
 def _facts(
@@ -170,7 +172,7 @@ def _facts(
 
     spans = _number_through(sources, chosen)
     train, validation = split_episodes(list(spans), config.validation, config.split_seed)
-    tasks, task = _merge_tasks(sources)
+    tasks, task = merge_tasks(sources)
     rows = np.concatenate([np.arange(start, start + n) for start, n in (spans[e] for e in train)])
     states, actions = (Rows(parts).take(rows).numpy() for parts in zip(*vectors, strict=True))
     stats = {"state": statistics(states), "action": statistics(actions)}
@@ -179,9 +181,7 @@ def _facts(
     if kind == "auto":
         kind = next((s.action_kind for s in specs if s.action_kind != "unknown"), "auto")
     if kind == "auto":  # deltas are not guessed: too much looks like them
-        moving = np.flatnonzero(np.array(stats["action"]["std"]) > 1e-6)
-        absolute = 2 * sum(targets[i] >= 0 for i in moving) > len(moving)
-        kind = "absolute" if absolute else "unknown"
+        kind = action_kind(targets, stats["action"]["std"])
     robots = {s.robot_type for s in sources}
     spec = replace(
         specs[0],
@@ -244,9 +244,20 @@ def _spec(source: Source, keys: Keys, size: tuple[int, int]) -> Spec:
     )
 
 
-def _require_agreement(sources: Sequence[Source], specs: Sequence[Spec], *, kind: bool) -> None:
-    """Refuse roots that mean different things; `kind`: also by what they say of their actions."""
-    may_differ = ("robot_type",) if kind else ("robot_type", "action_kind")
+def require_agreement(
+    sources: Sequence[Source],
+    specs: Sequence[Spec],
+    may_differ: Sequence[str] = ("robot_type",),
+) -> None:
+    """Refuse roots that nothing can be learnt from together.
+
+    Args:
+        specs: of each source.
+        may_differ: fields of a spec that are left out.
+
+    Raises:
+        RootsDisagreeError: the same dataset twice, or the first field that differs.
+    """
     for (i, a), (j, b) in itertools.combinations(enumerate(sources), 2):
         if a.fingerprint == b.fingerprint:
             raise RootsDisagreeError(
@@ -264,7 +275,7 @@ def _require_agreement(sources: Sequence[Source], specs: Sequence[Spec], *, kind
         log.warning("the roots name different robots (%s), though all else agrees", types)
 
 
-def _choose_episodes(sources: Sequence[Source], wanted: object) -> list[list[Episode]]:
+def choose_episodes(sources: Sequence[Source], wanted: object) -> list[list[Episode]]:
     """The episodes to use, of every root.
 
     Raises:
@@ -318,7 +329,7 @@ def _number_through(
     return spans
 
 
-def _merge_tasks(sources: Sequence[Source]) -> tuple[tuple[str, ...], np.ndarray]:
+def merge_tasks(sources: Sequence[Source]) -> tuple[tuple[str, ...], np.ndarray]:
     """Task texts of all roots without repetition, and the task of every row (-1: none)."""
     tasks: list[str] = []
     rows = []

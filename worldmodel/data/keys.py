@@ -52,6 +52,33 @@ def resolve_keys(features: dict[str, dict[str, Any]], wanted: KeysConfig, where:
     )
 
 
+def find_keys(
+    features: dict[str, dict[str, Any]], wanted: KeysConfig, where: str
+) -> tuple[Keys, dict[str, str]]:
+    """Like `resolve_keys`, for a dataset that need not be fit to learn from.
+
+    Returns:
+        The keys, "" for a vector that is missing or ambiguous though the user named none; and
+        for every such one, ``action`` or ``state``, the error of `resolve_keys`.
+
+    Raises:
+        KeysError: what the user named is missing or of the wrong kind.
+    """
+    problems: dict[str, str] = {}
+    found = {}
+    for role, name, known in (
+        ("action", wanted.action, ("action", ACTION_NAMES)),
+        ("state", wanted.state, ("observation.state", STATE_NAMES)),
+    ):
+        try:
+            found[role] = _vector(role, name, known, features, where)
+        except KeysError as error:
+            if name is not None:
+                raise
+            found[role], problems[role] = "", str(error)
+    return Keys(**found, images=_images(wanted.images, features, where)), problems
+
+
 def dimension_names(feature: dict[str, Any], prefix: str) -> tuple[str, ...]:
     """One distinct name per dimension, from any of the forms that datasets use.
 

@@ -57,6 +57,17 @@ def action_targets(
     return tuple(targets)
 
 
+def action_kind(targets: Sequence[int], std: Sequence[float]) -> str:
+    """ "absolute" where most of the dimensions that move are targets, else "unknown".
+
+    Args:
+        targets: of `action_targets`.
+        std: standard deviation of every action dimension.
+    """
+    moving = [target for target, spread in zip(targets, std, strict=True) if spread > 1e-6]
+    return "absolute" if 2 * sum(t >= 0 for t in moving) > len(moving) else "unknown"
+
+
 def action_rank(chunks: np.ndarray) -> tuple[int, ...]:
     """How many coefficients a polynomial needs to follow the demonstrated chunks.
 
