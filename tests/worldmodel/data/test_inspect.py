@@ -469,7 +469,8 @@ def test_chunk_and_stride_follow_from_rate_and_length(
     facts = {
         "fps": float(fps), "frames": 20_000, "episodes": 100, "problems": {},
         "lengths": {"frames": {"median": float(length)}}, "rows": [], "state": None,
-        "action": None, "datasets": [{}], "semantics": {"stated": "unknown", "guess": "absolute", "auto": "absolute"},
+        "action": None, "datasets": [{}],
+        "semantics": {"stated": "unknown", "guess": "absolute", "auto": "absolute"},
     }  # fmt: skip
     found = training_settings(facts, [{"height": 480, "width": 640}], DataConfig(root="D"))
     default = DataConfig()
