@@ -2,12 +2,16 @@
 #
 # Everything lives inside the clone: .uv/ (the installer, where the machine has none that works),
 # .venv/ (Python and all packages, exactly those of requirements.lock) and outputs/ (what you make).
+# Other people's worlds need an older MuJoCo, so they have an environment of their own:
+# .venv-suites/, from requirements-suites.lock.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format format-check lint types setup lock clean graphics
+.PHONY: help demo test test-suites check format format-check lint types setup setup-suites lock clean \
+	graphics
 .DELETE_ON_ERROR:
 
 PYTHON := .venv/bin/python
+SUITES_PYTHON := .venv-suites/bin/python
 # Extra arguments: make demo ARGS="seed=1", make test ARGS="tests/envs -x"
 ARGS ?=
 # Test files are shared out over two processes; PARALLEL= runs them in one, in order.
@@ -19,6 +23,7 @@ UV_BOOTSTRAP := $(filter .uv/bin/uv,$(UV))
 
 # An environment whose interpreter has gone is not complete.
 $(shell test -x $(PYTHON) || rm -f .venv/.complete)
+$(shell test -x $(SUITES_PYTHON) || rm -f .venv-suites/.complete)
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -29,6 +34,9 @@ demo: graphics setup ## collect, train, drive the arm, imagine, report (about 15
 
 test: graphics setup ## run the tests
 	@$(PYTHON) -m pytest -q $(PARALLEL) $(ARGS)
+
+test-suites: graphics setup-suites ## run the tests of other people's worlds
+	@$(SUITES_PYTHON) -m pytest -q $(PARALLEL) -m suites tests/envs tests/scripts $(ARGS)
 
 check: format-check lint types test ## format, lint, types, tests: what must pass before a commit
 
@@ -47,18 +55,22 @@ types: setup ## check the types
 
 setup: .venv/.complete ## make the environment (5 GB the first time, a second afterwards)
 
-lock: $(UV_BOOTSTRAP) ## resolve pyproject.toml into requirements.lock
+setup-suites: .venv-suites/.complete ## make the environment for Fetch, Meta-World, PushT and ALOHA
+
+lock: $(UV_BOOTSTRAP) ## resolve pyproject.toml into requirements.lock and requirements-suites.lock
 	@echo "lock: resolving pyproject.toml"
-	@$(UV) --no-config --quiet pip compile pyproject.toml --extra dev --universal \
-		--python-version 3.12 --generate-hashes --no-annotate --no-header \
-		--output-file requirements.lock >/dev/null
-	@{ echo '# Exact versions, base and development, made from pyproject.toml by: make lock'; \
-		cat requirements.lock; } > requirements.lock.new && mv requirements.lock.new requirements.lock
-	@echo "lock: $$(grep -c == requirements.lock) packages in requirements.lock"
+	@compile() { \
+		$(UV) --no-config --quiet pip compile pyproject.toml --extra dev $$3 --universal \
+			--python-version 3.12 --generate-hashes --no-annotate --no-header \
+			--output-file $$1 >/dev/null || return 1; \
+		{ echo "# Exact versions, $$2, made from pyproject.toml by: make lock"; cat $$1; } > $$1.new; \
+		mv $$1.new $$1; echo "lock: $$(grep -c == $$1) packages in $$1"; }; \
+	compile requirements.lock "base and development" && \
+	compile requirements-suites.lock "base, development and suites" "--extra suites"
 
 clean: ## remove the environment and all caches (outputs/ is kept)
-	@echo "clean: removing .venv .uv build dist and caches; outputs/ is kept"
-	@rm -rf .venv .uv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@echo "clean: removing .venv .venv-suites .uv build dist and caches; outputs/ is kept"
+	@rm -rf .venv .venv-suites .uv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------------------------------------
@@ -76,21 +88,28 @@ clean: ## remove the environment and all caches (outputs/ is kept)
 		echo "$$output"; exit 1; fi
 
 # uv's output is shown only if it fails: it comments on every Python that it looks at.
-$(PYTHON): | $(UV_BOOTSTRAP)
-	@echo "setup: making .venv with Python $$(cat .python-version)"
-	@rm -rf .venv; if ! output=$$($(UV) venv --python "$$(cat .python-version)" .venv 2>&1); then \
+$(PYTHON) $(SUITES_PYTHON): %/bin/python: | $(UV_BOOTSTRAP)
+	@echo "setup: making $* with Python $$(cat .python-version)"
+	@rm -rf $*; if ! output=$$($(UV) venv --python "$$(cat .python-version)" $* 2>&1); then \
 		echo "$$output"; \
 		echo "setup: Python $$(cat .python-version) is neither here nor could it be fetched; install it"; \
 		exit 1; fi
 
 # Every file is checked against its hash, so any index that offers it will do.
-.venv/.complete: requirements.lock pyproject.toml | $(PYTHON)
-	@echo "setup: installing what requirements.lock lists"
+define install
+	@echo "setup: installing what $< lists"
 	@if [ -t 2 ]; then quiet=; else quiet=--quiet; fi; \
-	$(UV) pip sync $$quiet --python $(PYTHON) --require-hashes \
-		--index-strategy unsafe-best-match requirements.lock
-	@$(UV) pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
+	$(UV) pip sync $$quiet --python $(@D)/bin/python --require-hashes \
+		--index-strategy unsafe-best-match $<
+	@$(UV) pip install --quiet --python $(@D)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
+endef
+
+.venv/.complete: requirements.lock pyproject.toml | $(PYTHON)
+	$(install)
+
+.venv-suites/.complete: requirements-suites.lock pyproject.toml | $(SUITES_PYTHON)
+	$(install)
 
 # A second's look before gigabytes are fetched; `python -m envs.rendering` later draws a real frame.
 # A display, or a backend that was chosen by hand, is left alone. It comes before the environment is

@@ -109,6 +109,8 @@ class MissingExtraError(ValueError):
 SUITES = (
     Suite("fetch_", "fetch", package="gymnasium_robotics"),
     Suite("metaworld:", "metaworld", package="metaworld"),
+    Suite("pusht", "pusht", package="gym_pusht"),
+    Suite("aloha:", "aloha", package="gym_aloha"),
 )
 
 

@@ -36,10 +36,11 @@ class World(gym.Env):
     cameras there is no ``"pixels"``. ``agent_pos`` is what the robot's own sensors know, never
     where an object lies: that is for the cameras. Action: float32 ``[A]`` within a finite box.
     ``info`` at every step and reset holds `info_keys`: ``is_success`` (bool), ``mode`` (str: which
-    way was taken, "" if undecided or if there is only one), ``distance`` (float, metres to go; NaN
-    where that means nothing). An episode terminates on the step that succeeds; the time limit
-    belongs to the registration. All randomness comes from ``reset(seed=...)``: the same seed and
-    the same actions give the same states and pictures. Unknown reset options are tolerated.
+    way was taken, "" if undecided or if there is only one), ``distance`` (float, metres to go; a
+    world in which that means nothing leaves it out). An episode terminates on the step that
+    succeeds; the time limit belongs to the registration. All randomness comes from
+    ``reset(seed=...)``: the same seed and the same actions give the same states and pictures.
+    Unknown reset options are tolerated.
 
     A world says of itself, as class or instance attributes:
 

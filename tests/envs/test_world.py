@@ -104,7 +104,9 @@ def test_names_are_suggested_from_the_suite_that_is_meant(suite: envs.Suite) -> 
         envs.make("shove:drawr")
     with pytest.raises(ValueError, match="Did you mean 'shove:'"):
         envs.make("shov:drawer")
-    with pytest.raises(ValueError, match=r"There are: .*reach, .*fetch_\.\.\., metaworld:\.\.\."):
+    with pytest.raises(
+        ValueError, match=r"There are: .*reach, .*fetch_\.\.\., metaworld:\.\.\., pusht"
+    ):
         envs.make("xyz")
 
 
