@@ -110,7 +110,7 @@ class Learner(nn.Module):
         objective.ema.model.load_state_dict(objective.model.state_dict())
         log.info("%s: starting from its averaged weights", folder)
         for line in changes:
-            log.warning("fine-tuning on other data: %s", line)
+            log.warning("fine-tuning: %s", line)
 
     def _restore(self, path: Path) -> None:
         try:
@@ -172,10 +172,12 @@ class Learner(nn.Module):
                 f"step {step}: the loss is {value:g}. Lower --policy.optimizer_lr, raise "
                 "--policy.scheduler_warmup_steps, or look for extreme numbers in the data"
             )
-        # LeRobot shows what a step does not mention as 0: repeat each pattern's latest numbers.
-        velocity = {k: float(v) for k, v in losses.logs.items() if k.endswith("/loss")}
-        self._latest |= {k: v for k, v in velocity.items() if k.count("/") > 1}
-        return losses.total, dict(self._latest)
+        shown = {k: float(v) for k, v in losses.logs.items() if k.endswith("/loss")}
+        shown = {k: v for k, v in shown.items() if k.count("/") > 1}  # PATTERN/MODALITY/loss
+        if self.training:
+            # LeRobot shows what a step does not mention as 0: repeat each pattern's latest.
+            shown = self._latest = self._latest | shown
+        return losses.total, dict(shown)
 
     def update(self) -> None:
         """Follow an optimiser step: the average moves, the next turn begins."""

@@ -264,7 +264,7 @@ def test_fine_tuning_on_other_data_starts_as_init_does(
     policy = SelfflowPolicy.from_pretrained(folder, dataset_meta=metadata(other))
     assert policy.learner is not None
     assert policy.learner.step == 0
-    assert "fine-tuning on other data: tasks that start afresh: 'up'" in caplog.text
+    assert "fine-tuning: tasks that start afresh: 'up'" in caplog.text
     expected = WorldModel(policy.spec, policy.horizon, policy.learner.objective.model.config)
     start_from(expected, folder)
     for model in (policy.model, policy.learner.objective.model):
