@@ -189,7 +189,8 @@ class ScriptedPolicy:
 
     def __init__(self, env: MetaWorld):
         self.env = env
-        self._policy: Any = ENV_POLICY_MAP[env.task]()  # type: ignore[abstract]
+        policy: Any = ENV_POLICY_MAP[env.task]
+        self._policy = policy()
         self.reset()
 
     def reset(self) -> None:
