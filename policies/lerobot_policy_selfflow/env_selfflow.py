@@ -22,7 +22,7 @@ from worldmodel.types import Spec
 log = logging.getLogger(__name__)
 
 DEMONSTRATED = ("cameras", "image_size", "target")
-"""Options that decide what the cameras show; those of the demonstrations are the default."""
+"""Entries of ``meta/source.json`` that are options, beside those that it holds as ``options``."""
 
 
 @EnvConfig.register_subclass("selfflow")
@@ -56,7 +56,7 @@ class SelfflowEnv(EnvConfig):
         plain.close()
         spec, world, where = _demonstrations()
         options = _demonstrated_options(spec, world, gym_id)
-        self._say(options, world if world.get("env") == gym_id else {}, where)
+        self._say(options, _shown(world) if world.get("env") == gym_id else {}, where)
         if world and world.get("env") != gym_id:
             log.warning("%s is of demonstrations in %s, not in %s", where, world["env"], gym_id)
         self.options = options | self.options
@@ -164,10 +164,15 @@ def _demonstrated_options(spec: Spec | None, world: dict[str, Any], gym_id: str)
     if spec is not None:
         options |= {"cameras": list(spec.cameras), "image_size": list(spec.image_size)}
     if world.get("env") == gym_id:
-        options |= {k: world[k] for k in DEMONSTRATED if world.get(k) is not None}
+        options |= {k: v for k, v in _shown(world).items() if v is not None}
     if spec is not None:
         options["cameras"] = list(spec.cameras)  # those of them that the policy uses
     return options
+
+
+def _shown(world: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the options that demonstrations were collected with; None: the default."""
+    return {k: world[k] for k in DEMONSTRATED if k in world} | dict(world.get("options") or {})
 
 
 def _spec_of(env: gym.Env) -> Spec:
@@ -180,6 +185,7 @@ def _spec_of(env: gym.Env) -> Spec:
         action_names=tuple(world.action_names),
         fps=float(env.metadata["render_fps"]),
         robot_type=getattr(world, "robot_type", ""),
+        action_kind=getattr(world, "action_kind", "unknown"),
     )
 
 
