@@ -161,7 +161,11 @@ def test_a_new_policys_world_looks_as_in_its_dataset(
     world = {"env": "selfflow/Reach-v0", "seed": 3, "image_size": PICTURE, "target": None}
     (tmp_path / "meta" / "source.json").write_text(json.dumps(world | {"cameras": ["wrist"]}))
     monkeypatch.setattr(sys, "argv", ["lerobot-train", "--dataset.root", str(tmp_path)])
-    assert SelfflowEnv(task="reach").options == {"cameras": ["wrist"], "image_size": PICTURE}
+    expected = {"cameras": ["wrist"], "image_size": PICTURE}
+    assert SelfflowEnv(task="reach").options == expected
+    named = {"env": "selfflow/Reach-v0", "options": {"target": "hard"}} | expected
+    (tmp_path / "meta" / "source.json").write_text(json.dumps(named))
+    assert SelfflowEnv(task="reach").options == expected | {"target": "hard"}
 
 
 def test_pictures_of_another_size_are_said_once_by_the_policy_too(
