@@ -259,8 +259,8 @@ def draw_ranges(ax: Axes, report: dict[str, Any]) -> None:
                 for end, share in (("min", d["at_min"]), ("max", d["at_max"])):
                     if share >= SATURATED:
                         ax.plot(x[end], at, "s", color=BAD, ms=5, zorder=4, clip_on=False)
-        _beside(ax, 0, y, _value(low), -5, MUTED)
-        _beside(ax, 1, y, _value(high), 5, MUTED)
+        _beside(ax, 0, y, _brief(low), -5, MUTED)
+        _beside(ax, 1, y, _brief(high), 5, MUTED)
         found = follows.get(name)
         if found and found["explained_later"] is not None:
             text, color = _following(report, found)
@@ -567,6 +567,13 @@ def _numbers(values: Sequence[float | None]) -> np.ndarray:
 def _value(value: float | None) -> str:
     """Three significant digits; a dash for what does not exist."""
     return "–" if value is None else f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-")
+
+
+def _brief(value: float) -> str:
+    """`_value`, at most seven characters of it."""
+    if 0 < abs(value) < 1e-3:
+        return f"{value:.1e}".replace("e-0", "e-")
+    return _value(value)
 
 
 def _short(text: str, most: int) -> str:
