@@ -3,7 +3,7 @@
 ::
 
     python -m scripts.train data.root=outputs/demonstrations minutes=8 out=outputs/train
-    accelerate launch --num_processes 2 -m scripts.train data.root=... out=... steps=20000
+    accelerate launch --multi_gpu --num_processes 2 -m scripts.train data.root=... steps=20000
 
 The run's folder holds ``config.yaml`` (resolved), ``metrics.jsonl``, ``timing.jsonl`` and
 ``checkpoints/last`` and ``checkpoints/best``. Ended in any way, ``resume=true`` goes on. Exit
@@ -63,7 +63,7 @@ class TrainConfig:
         out: the run's folder.
         steps, minutes: how long to train; whichever comes first.
         seed: of weights, data order and all draws.
-        device: "auto", "cpu", "cuda", ...
+        device: "auto", "cpu", "cuda", ...; of several processes each takes a GPU of its own.
         init: checkpoint whose weights to start from (fine-tuning).
         resume: go on with the run in `out`.
     """
@@ -206,7 +206,8 @@ def how_to_resume() -> str:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def run(values: DictConfig) -> None:
-    sys.stderr = sys.__stderr__
+    if distributed.rank() > 0:
+        sys.stderr = sys.__stderr__
     console = Console()
     world = None
     try:

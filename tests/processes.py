@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +23,6 @@ import torch.distributed as dist
 SERVER = """
 import json, os, runpy, sys, traceback
 import hydra, torch, worldmodel.data, worldmodel.train
-from lerobot.datasets import LeRobotDataset
 
 def start(job):
     pid = os.fork()
@@ -73,15 +73,22 @@ class Started:
         return codes, [log.read_text() for log in self.logs]
 
     def kill_when(
-        self, condition: Callable[[], bool], number: int, which: int, within: float = 60
+        self, condition: Callable[[], bool], number: int, which: int, within: float = 90
     ) -> tuple[list[int], list[str]]:
         """Send a signal to one of them the moment that `condition` holds; see `wait`."""
         deadline = time.monotonic() + within
         while not condition():
-            assert time.monotonic() < deadline, [log.read_text() for log in self.logs]
+            if time.monotonic() > deadline:
+                self.end()
+                raise AssertionError(self.wait())
             time.sleep(0.01)
         os.kill(self.pids[which], number)
         return self.wait()
+
+    def end(self) -> None:
+        """Kill all of them, so that the server takes the next commands."""
+        for pid in self.pids:
+            os.kill(pid, signal.SIGKILL)
 
 
 class Launcher:

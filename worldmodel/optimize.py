@@ -23,7 +23,7 @@ class FitConfig:
     """How to optimise.
 
     Attributes:
-        batch_size: windows per micro-batch.
+        batch_size: windows per micro-batch, of all processes together.
         accumulate: micro-batches per optimiser step, each with a pattern of its own.
         optimizer: "adamw", or "muon" (torch.optim.Muon for the matrices of the blocks, AdamW for
             the rest).
