@@ -36,7 +36,7 @@ test: graphics setup ## run the tests
 	@$(PYTHON) -m pytest -q $(PARALLEL) $(ARGS)
 
 test-suites: graphics setup-suites ## run the tests of other people's worlds
-	@$(SUITES_PYTHON) -m pytest -q $(PARALLEL) -m suites tests/envs tests/scripts $(ARGS)
+	@$(SUITES_PYTHON) -m pytest -q $(PARALLEL) -m "suites and not slow" tests/envs tests/scripts $(ARGS)
 
 check: format-check lint types test ## format, lint, types, tests: what must pass before a commit
 

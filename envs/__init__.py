@@ -83,8 +83,8 @@ class Suite:
 
     @property
     def gym_prefix(self) -> str:
-        """What its Gymnasium ids begin with: a colon means something else there."""
-        return f"{NAMESPACE}/{self.prefix.replace(':', '-')}"
+        """What its Gymnasium ids begin with: a colon would mean something else there."""
+        return f"{NAMESPACE}/{self.prefix.translate({ord(':'): '-', ord('_'): '-'})}"
 
     def load(self) -> dict[str, Task]:
         """Short name -> task.
@@ -203,7 +203,8 @@ def _lookup(name: str, tasks: Mapping[str, Task], *prefixes: str) -> Task:
     if not near and ":" in name:
         near = difflib.get_close_matches(name.partition(":")[0] + ":", prefixes, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    there = ", ".join([*sorted(tasks), *(f"{prefix}..." for prefix in prefixes)])
+    begun = [prefix if prefix.isalnum() else f"{prefix}..." for prefix in prefixes]
+    there = ", ".join([*sorted(tasks), *begun])
     raise ValueError(f"there is no environment {name!r}.{hint} There are: {there}")
 
 

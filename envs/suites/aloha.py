@@ -40,7 +40,8 @@ class Aloha(World):
     """Two ViperX arms that follow joint positions.
 
     State and action: ``[14]``, for the left arm, then the right one, six joint angles (rad) and the
-    gripper's opening (0 closed, 1 open). Success is gym-aloha's highest reward, 4.
+    gripper's opening (0 closed, 1 open). Success is gym-aloha's highest reward, 4. Commands that
+    break the simulation (random ones do) end an episode unsolved; ``info["diverged"]`` says so.
 
     Args:
         cameras: any of top, angle, vis, as its datasets call them.
@@ -52,7 +53,7 @@ class Aloha(World):
     state_names = tuple(name.replace("_arm_", "_") for name in JOINTS)
     action_names = state_names
     camera_names = ("top", "angle", "vis")
-    info_keys: ClassVar[tuple[str, ...]] = ("is_success", "mode", "reward")
+    info_keys: ClassVar[tuple[str, ...]] = ("is_success", "mode", "reward", "diverged")
 
     # What a task says.
     model_file: ClassVar[str]
@@ -90,7 +91,7 @@ class Aloha(World):
         # Theirs to read in the reset that follows: a global of the module.
         sim.BOX_POSE[0] = self.layout(int(self.np_random.integers(2**32)))
         self.inner.reset()
-        self._reward = 0
+        self._reward, self._diverged = 0, False
         return self._observation(), self.task_info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
@@ -103,10 +104,13 @@ class Aloha(World):
         if action.shape != (14,) or not np.isfinite(action).all():
             raise ValueError(f"expected 14 finite numbers {self.action_names}, found {action}")
         box: Any = self.action_space
-        self._reward = int(self.inner.step(np.clip(action, box.low, box.high)).reward)
+        try:
+            self._reward = int(self.inner.step(np.clip(action, box.low, box.high)).reward)
+        except control.PhysicsError:
+            self._reward, self._diverged = 0, True
         info = self.task_info()
         success = info["is_success"]
-        return self._observation(), float(success), success, False, info
+        return self._observation(), float(success), success, self._diverged, info
 
     def render(self) -> np.ndarray | None:
         """The top camera's picture, uint8 ``[H, W, 3]``; None without a render mode."""
@@ -122,6 +126,7 @@ class Aloha(World):
             "is_success": self._reward == self._task.max_reward,
             "mode": "",
             "reward": self._reward,
+            "diverged": self._diverged,
         }
 
     @property

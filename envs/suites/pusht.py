@@ -6,15 +6,19 @@ names of cameras and dimensions are used here, so that a model that learned from
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
-from gym_pusht.envs.pusht import PushTEnv
 
 from .. import Task
 from ..world import World
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # pygame's, about how it looks for its own files
+    from gym_pusht.envs.pusht import PushTEnv
 
 TASKS = {"": Task("pusht-v0", "suites.pusht:PushT", 300)}
 
