@@ -77,7 +77,7 @@ def test_it_observes_as_our_own_tasks_do(name: str, world: Any) -> None:
         assert info["is_success"] is False
         _, reward, terminated, truncated, info = world.step(world.action_space.sample())
         assert (reward, terminated, truncated) == (0.0, False, False)
-    assert world.render().shape == (40, 40, 3)
+    assert np.shape(world.render()) == (40, 40, 3)  # type: ignore[arg-type]
     spec = environment_spec(world)
     assert spec.fps == envs.make(name, cameras=()).metadata["render_fps"]
     assert spec.tasks[0].endswith(".")

@@ -58,7 +58,8 @@ def test_collect_train_evaluate(
     )
     assert collected.episodes == 3
     source = json.loads((data / "meta/source.json").read_text())
-    assert source["action_kind"] == "delta"
+    info = json.loads((data / "meta/info.json").read_text())
+    assert info["features"]["action"]["info"] == {"action_kind": "delta"}
     assert source["options"] == {"max_episode_steps": 120}
 
     train(data, run, monkeypatch)
