@@ -57,6 +57,9 @@ setup: .venv/.complete ## make the environment (5 GB the first time, a second af
 
 setup-suites: .venv-suites/.complete ## make the environment for Fetch, Meta-World, PushT and ALOHA
 
+# What both environments hold is the same version in both, as far as can be (MuJoCo cannot): uv
+# prefers the versions that it finds in the file that it is to write. gym-pusht wants opencv-python,
+# which needs a display's libraries and overwrites LeRobot's opencv-python-headless, the same module.
 lock: $(UV_BOOTSTRAP) ## resolve pyproject.toml into requirements.lock and requirements-suites.lock
 	@echo "lock: resolving pyproject.toml"
 	@compile() { \
@@ -66,7 +69,13 @@ lock: $(UV_BOOTSTRAP) ## resolve pyproject.toml into requirements.lock and requi
 		{ echo "# Exact versions, $$2, made from pyproject.toml by: make lock"; cat $$1; } > $$1.new; \
 		mv $$1.new $$1; echo "lock: $$(grep -c == $$1) packages in $$1"; }; \
 	compile requirements.lock "base and development" && \
-	compile requirements-suites.lock "base, development and suites" "--extra suites"
+	cp requirements.lock .both.lock && \
+	awk '{ pin = match($$0, /^[a-z0-9._-]+==/) ? substr($$0, 1, RLENGTH) : "" } \
+		NR == FNR { if (pin) ours[pin]; next } pin { skip = pin in ours } !skip' \
+		requirements.lock requirements-suites.lock >> .both.lock && \
+	mv .both.lock requirements-suites.lock && \
+	compile requirements-suites.lock "base, development and suites" \
+		"--extra suites --no-emit-package opencv-python"
 
 clean: ## remove the environment and all caches (outputs/ is kept)
 	@echo "clean: removing .venv .venv-suites .uv build dist and caches; outputs/ is kept"

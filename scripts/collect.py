@@ -199,9 +199,12 @@ def _attempts(config: CollectConfig, first: int) -> Generator[tuple[int, Episode
     if config.workers == 0:
         attempt = first
         _start_worker(config, in_worker=False)
-        while True:
-            yield attempt, _run_attempt(attempt_seed(config.seed, attempt))
-            attempt += 1
+        try:
+            while True:
+                yield attempt, _run_attempt(attempt_seed(config.seed, attempt))
+                attempt += 1
+        finally:
+            _worker_env.close()
 
     pool = ProcessPoolExecutor(
         config.workers,

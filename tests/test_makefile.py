@@ -26,7 +26,8 @@ esac
 # An installer that makes an environment at once.
 UV = """#!/bin/sh
 echo "uv $*" >> "$LOG"
-case "$1" in venv) mkdir -p .venv/bin; cp stand-in .venv/bin/python;; esac
+for last; do :; done
+case "$1" in venv) mkdir -p "$last/bin"; cp stand-in "$last/bin/python";; esac
 """
 
 
@@ -37,7 +38,13 @@ class Clone:
         self.folder, self.bin, self.log = folder / "clone", folder / "bin", folder / "log"
         self.folder.mkdir()
         self.bin.mkdir()
-        for name in ("Makefile", ".python-version", "requirements.lock", "pyproject.toml"):
+        for name in (
+            "Makefile",
+            ".python-version",
+            "requirements.lock",
+            "requirements-suites.lock",
+            "pyproject.toml",
+        ):
             shutil.copy(ROOT / name, self.folder)
         for name in ("sh", "rm", "cp", "mkdir", "cat", "touch", "uname", "test", "echo"):
             (self.bin / name).symlink_to(shutil.which(name) or "/bin/false")
@@ -101,6 +108,20 @@ def test_with_something_to_draw_with_it_goes_on_to_the_setup(clone: Clone, libra
     assert done.returncode == 0, done.stdout + done.stderr
     assert any(c.startswith("uv venv") for c in clone.called())
     assert clone.called()[-1].startswith(".venv/bin/python -m pytest")
+
+
+def test_other_peoples_worlds_have_an_environment_of_their_own(clone: Clone) -> None:
+    clone.program(clone.bin / "python3", PYTHON)
+    done = clone.make("test-suites", found="libEGL.so.1 libEGL_mesa.so.0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (synced,) = (c for c in clone.called() if c.startswith("uv pip sync"))
+    assert synced.endswith("requirements-suites.lock")
+    assert ".venv-suites/bin/python" in synced
+    assert not (clone.folder / ".venv").exists()
+    assert clone.called()[-1].startswith(".venv-suites/bin/python -m pytest")
+    assert "suites and not slow" in clone.called()[-1]
+    clone.make("test-suites", found="libEGL.so.1 libEGL_mesa.so.0")
+    assert not [c for c in clone.called() if c.startswith("uv pip")]  # complete
 
 
 def test_without_any_python_it_goes_on_too_as_the_setup_will_say_so(clone: Clone) -> None:

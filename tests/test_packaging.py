@@ -138,18 +138,36 @@ def test_the_adapter_has_one_import_name(where: str, installed: Path, tmp_path: 
         assert "import lerobot_policy_selfflow" in last, "the error should say how to mend it"
 
 
-def test_the_lock_file_pins_every_dependency_by_hash_and_names_no_address(project: dict) -> None:
-    text = (ROOT / "requirements.lock").read_text()
+LOCKS = {"requirements.lock": ["dev"], "requirements-suites.lock": ["dev", "suites"]}
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_file_pins_every_dependency_by_hash_and_names_no_address(
+    name: str, project: dict
+) -> None:
+    text = (ROOT / name).read_text()
     assert "://" not in text
     assert not re.search(r"^\s*(-i|-f|--index-url|--extra-index-url|--find-links)\b", text, re.M)
     entries = re.split(r"\n(?=[a-z0-9])", text.split("\n", 1)[1])
     unhashed = [entry.split()[0] for entry in entries if "--hash=sha256:" not in entry]
     assert not unhashed
     locked = {entry.split("==")[0] for entry in entries}
-    declared = project["project"]["dependencies"]
-    declared = [*declared, *project["project"]["optional-dependencies"]["dev"]]
+    declared = list(project["project"]["dependencies"])
+    for extra in LOCKS[name]:
+        declared += project["project"]["optional-dependencies"][extra]
     wanted = {re.match(r"[A-Za-z0-9_.-]+", item).group().lower() for item in declared}  # type: ignore[union-attr]
-    assert wanted <= locked, f"run `make lock`: {sorted(wanted - locked)} are not in the lock file"
+    assert wanted <= locked, f"run `make lock`: {sorted(wanted - locked)} are not in {name}"
+
+
+def test_both_environments_run_the_same_of_everything_but_the_simulator() -> None:
+    """Or what passes in one says little about the other."""
+
+    def versions(name: str) -> dict[str, str]:
+        return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (ROOT / name).read_text(), re.M))
+
+    ours, theirs = (versions(name) for name in LOCKS)
+    different = {n for n in ours.keys() & theirs.keys() if ours[n] != theirs[n]}
+    assert different <= {"mujoco"}, f"run `make lock`: {sorted(different)} differ"
 
 
 def test_no_file_names_a_machine_or_a_registry() -> None:
