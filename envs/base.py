@@ -165,7 +165,7 @@ class ArmEnv(World):
         self.data.qpos[self._qpos[:7]] = joints
         self.data.ctrl[:] = self.data.qpos[self._qpos]
         self._update_poses()
-        return self._observation(), self.task_info()
+        return self.current_observation(), self.task_info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Move for one control period (50 ms) towards `action` ``[8]``.
@@ -185,13 +185,13 @@ class ArmEnv(World):
         self.update_task(tip_before)
         info = self.task_info()
         success = info["is_success"]
-        return self._observation(), float(success), success, False, info
+        return self.current_observation(), float(success), success, False, info
 
     def render(self) -> np.ndarray | None:
         """The front camera's picture, uint8 ``[H, W, 3]``; None without a render mode."""
         if self.render_mode is None:
             return None
-        return self._render("front", self.render_size)
+        return self.draw("front", self.render_size)
 
     def close(self) -> None:
         """Free the OpenGL contexts. Rendering again afterwards makes new ones."""
@@ -245,10 +245,6 @@ class ArmEnv(World):
             setattr(self, name, float(value))
         self._update_poses()
 
-    def current_observation(self) -> dict[str, Any]:
-        """The observation of the present state, as `step` would return it (after `set_state`)."""
-        return self._observation()
-
     # Internals.
 
     def _update_poses(self) -> None:
@@ -276,15 +272,7 @@ class ArmEnv(World):
         finger = np.clip(action[7], 0.0, GRIPPER_MAX) / 2
         return np.concatenate([joints, [finger, finger]])
 
-    def _observation(self) -> dict[str, Any]:
-        observation: dict[str, Any] = {"agent_pos": self.agent_pos}
-        if self.cameras:
-            observation["pixels"] = {
-                camera: self._render(camera, self.image_size) for camera in self.cameras
-            }
-        return observation
-
-    def _render(self, camera: str, size: tuple[int, int]) -> np.ndarray:
+    def draw(self, camera: str, size: tuple[int, int]) -> np.ndarray:
         """One picture, uint8 ``[H, W, 3]``. Renderers are made late, in the process that draws."""
         renderer = self._renderers.get(size)
         if renderer is None:

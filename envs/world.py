@@ -101,6 +101,24 @@ class World(gym.Env):
             spaces["pixels"] = gym.spaces.Dict(dict.fromkeys(self.cameras, image))
         return gym.spaces.Dict(spaces)
 
+    @property
+    def agent_pos(self) -> np.ndarray:
+        """What the robot's own sensors read now, float32 ``[S]``."""
+        raise NotImplementedError
+
+    def draw(self, camera: str, size: tuple[int, int]) -> np.ndarray:
+        """What a camera sees now, uint8 ``[H, W, 3]``; `size` is ``(height, width)``."""
+        raise NotImplementedError
+
+    def current_observation(self) -> dict[str, Any]:
+        """What `step` or `reset` would show of the world as it is now."""
+        observation: dict[str, Any] = {"agent_pos": self.agent_pos}
+        if self.cameras:
+            observation["pixels"] = {
+                camera: self.draw(camera, self.image_size) for camera in self.cameras
+            }
+        return observation
+
     def hold_action(self, agent_pos: np.ndarray) -> np.ndarray:
         """The action that stays where the robot was measured at reset, float32 ``[A]``.
 

@@ -92,7 +92,7 @@ class Aloha(World):
         sim.BOX_POSE[0] = self.layout(int(self.np_random.integers(2**32)))
         self.inner.reset()
         self._reward, self._diverged = 0, False
-        return self._observation(), self.task_info()
+        return self.current_observation(), self.task_info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """One control step of 20 ms.
@@ -110,7 +110,7 @@ class Aloha(World):
             self._reward, self._diverged = 0, True
         info = self.task_info()
         success = info["is_success"]
-        return self._observation(), float(success), success, self._diverged, info
+        return self.current_observation(), float(success), success, self._diverged, info
 
     def render(self) -> np.ndarray | None:
         """The top camera's picture, uint8 ``[H, W, 3]``; None without a render mode."""
@@ -129,18 +129,13 @@ class Aloha(World):
             "diverged": self._diverged,
         }
 
+    def draw(self, camera: str, size: tuple[int, int]) -> np.ndarray:
+        return self._pictures.draw(camera, size)
+
     @property
     def agent_pos(self) -> np.ndarray:
         """float32 ``[14]``, see `Aloha`."""
         return self._task.get_qpos(self.physics).astype(np.float32)
-
-    def _observation(self) -> dict[str, Any]:
-        observation: dict[str, Any] = {"agent_pos": self.agent_pos}
-        if self.cameras:
-            observation["pixels"] = {
-                camera: self._pictures.draw(camera, self.image_size) for camera in self.cameras
-            }
-        return observation
 
 
 class TransferCube(Aloha):

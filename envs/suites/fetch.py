@@ -106,7 +106,7 @@ class FetchWorld(World):
         where = data.xpos[model.site_bodyid[self._goal_site]]
         model.site_pos[self._goal_site] = self.inner.goal - where
         mujoco.mj_kinematics(model, data)  # so that the marker is there in the first picture too
-        return self._observation(), self.task_info()
+        return self.current_observation(), self.task_info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """One control step of 40 ms.
@@ -120,7 +120,7 @@ class FetchWorld(World):
         self.inner.step(action)
         info = self.task_info()
         success = info["is_success"]
-        return self._observation(), float(success), success, False, info
+        return self.current_observation(), float(success), success, False, info
 
     def render(self) -> np.ndarray | None:
         """The front camera's picture, uint8 ``[H, W, 3]``; None without a render mode."""
@@ -161,6 +161,9 @@ class FetchWorld(World):
         """Centre of the block, ``[3]``."""
         return self.inner.data.site("object0").xpos
 
+    def draw(self, camera: str, size: tuple[int, int]) -> np.ndarray:
+        return self._pictures.draw(camera, size)
+
     @property
     def agent_pos(self) -> np.ndarray:
         """float32 ``[4]``, see `FetchWorld`."""
@@ -170,14 +173,6 @@ class FetchWorld(World):
     @property
     def tip(self) -> np.ndarray:
         return self.gripper
-
-    def _observation(self) -> dict[str, Any]:
-        observation: dict[str, Any] = {"agent_pos": self.agent_pos}
-        if self.cameras:
-            observation["pixels"] = {
-                camera: self._pictures.draw(camera, self.image_size) for camera in self.cameras
-            }
-        return observation
 
 
 class FetchReach(FetchWorld):

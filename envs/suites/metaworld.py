@@ -115,7 +115,7 @@ class MetaWorld(World):
         _, self._evaluation = self.inner.evaluate_state(
             self.full_observation, np.zeros(4, np.float32)
         )
-        return self._observation(), self.task_info()
+        return self.current_observation(), self.task_info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """One control step of 12.5 ms.
@@ -129,11 +129,11 @@ class MetaWorld(World):
         self.full_observation, _, _, _, self._evaluation = self.inner.step(np.clip(action, -1, 1))
         info = self.task_info()
         success = info["is_success"]
-        return self._observation(), float(success), success, False, info
+        return self.current_observation(), float(success), success, False, info
 
     def render(self) -> np.ndarray | None:
         """The corner camera's picture, uint8 ``[H, W, 3]``; None without a render mode."""
-        return None if self.render_mode is None else self._draw("corner", self.render_size)
+        return None if self.render_mode is None else self.draw("corner", self.render_size)
 
     def close(self) -> None:
         """Free the OpenGL contexts."""
@@ -167,15 +167,7 @@ class MetaWorld(World):
         """Meta-World's scripted policy; it makes no choices, so `seed` changes nothing."""
         return ScriptedPolicy(self)
 
-    def _observation(self) -> dict[str, Any]:
-        observation: dict[str, Any] = {"agent_pos": self.agent_pos}
-        if self.cameras:
-            observation["pixels"] = {
-                camera: self._draw(camera, self.image_size) for camera in self.cameras
-            }
-        return observation
-
-    def _draw(self, camera: str, size: tuple[int, int]) -> np.ndarray:
+    def draw(self, camera: str, size: tuple[int, int]) -> np.ndarray:
         for site, where in self.inner._target_site_config:
             self.inner._set_pos_site(site, where)
         return self._pictures.draw(camera, size)

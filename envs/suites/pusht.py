@@ -62,7 +62,7 @@ class PushT(World):
         super().reset(seed=seed)
         self.inner.np_random = self.np_random
         self.inner.reset()
-        return self._observation(), self.task_info()
+        return self.current_observation(), self.task_info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """One control step of 100 ms.
@@ -76,11 +76,11 @@ class PushT(World):
         self.inner.step(np.clip(action, 0, SIDE))
         info = self.task_info()
         success = info["is_success"]
-        return self._observation(), float(success), success, False, info
+        return self.current_observation(), float(success), success, False, info
 
     def render(self) -> np.ndarray | None:
         """The world from above, uint8 ``[H, W, 3]``; None without a render mode."""
-        return None if self.render_mode is None else self._draw(self.render_size)
+        return None if self.render_mode is None else self.draw("image", self.render_size)
 
     def task_info(self) -> dict[str, Any]:
         """The values of `info_keys` now."""
@@ -96,12 +96,6 @@ class PushT(World):
         """float32 ``[2]``, see `PushT`."""
         return np.array(self.inner.agent.position, np.float32)
 
-    def _observation(self) -> dict[str, Any]:
-        observation: dict[str, Any] = {"agent_pos": self.agent_pos}
-        if self.cameras:
-            observation["pixels"] = {"image": self._draw(self.image_size)}
-        return observation
-
-    def _draw(self, size: tuple[int, int]) -> np.ndarray:
+    def draw(self, camera: str, size: tuple[int, int]) -> np.ndarray:
         height, width = size
         return self.inner._get_img(self.inner._draw(), width=width, height=height)
