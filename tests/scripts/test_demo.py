@@ -128,23 +128,34 @@ def test_the_configuration_is_whole() -> None:
     assert config.train.out == config.evaluate.checkpoint == "here/train"
 
 
-def hold(seconds: float) -> subprocess.Popen[bytes]:
-    """A process that holds 100 MB (and the few of the interpreter)."""
-    code = f"import time; memory = b'x' * 100_000_000; time.sleep({seconds})"
-    return subprocess.Popen([sys.executable, "-S", "-c", code])
+def hold(seconds: float, after: float = 0.0) -> subprocess.Popen[bytes]:
+    """A running process that holds 100 MB for a while (and the few of the interpreter).
+
+    It has said that it runs: until a new process has become another program, what its parent holds
+    counts as its own.
+    """
+    code = (
+        f"import time; print(flush=True); time.sleep({after}); "
+        f"memory = b'x' * 100_000_000; time.sleep({seconds})"
+    )
+    process = subprocess.Popen([sys.executable, "-S", "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
 
 
 def test_peak_memory_is_that_of_all_processes_at_once() -> None:
     with PeakMemory(every=0.05) as alone:
         time.sleep(0.1)
-    with PeakMemory(every=0.05) as together:
-        for process in [hold(0.6), hold(0.6)]:
-            process.wait()
-    with PeakMemory(every=0.05) as one_by_one:
-        for _ in range(2):
-            hold(0.3).wait()
-    assert together.gb - alone.gb == pytest.approx(0.21, abs=0.06)
-    assert one_by_one.gb - alone.gb == pytest.approx(0.105, abs=0.06)
+    peaks = []
+    for after in (0.0, 0.8):  # both at once, one after the other
+        processes = [hold(0.6), hold(0.6, after)]
+        with PeakMemory(every=0.05) as measured:
+            for process in processes:
+                process.communicate()
+        peaks.append(measured.gb - alone.gb)
+    assert peaks[0] == pytest.approx(0.21, abs=0.06)
+    assert peaks[1] == pytest.approx(0.115, abs=0.06)
 
 
 def test_the_policy_gets_every_setting_that_an_evaluation_has_for_it() -> None:
