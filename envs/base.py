@@ -212,6 +212,12 @@ class ArmEnv(World):
         positions = self.data.qpos[self._qpos]
         return np.append(positions[:7], positions[7:].sum()).astype(np.float32)
 
+    @property
+    def command(self) -> np.ndarray:
+        """float64 ``[8]``: the action in force, where the next one starts from."""
+        targets = self.data.ctrl
+        return np.append(targets[:7], targets[7:].sum())
+
     def get_state(self) -> np.ndarray:
         """Everything the episode's future depends on, as float64 ``[N]``.
 

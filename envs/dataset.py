@@ -118,7 +118,7 @@ class DatasetWriter:
         self.total_frames = 0
         self.next_attempt = 0
         """Number of the first attempt that is not part of the dataset, failures counted."""
-        self._has_success = False
+        self._has_success = self._has_demonstration = False
         self._simulator_state_size: int | None = None
         self._stats: Stats = {}
         self._file = 0
@@ -182,14 +182,16 @@ class DatasetWriter:
         Args:
             attempt: its number among all attempts, failures included; rising.
         """
+        kind = {} if episode.kind is None else {"kind": episode.kind}
         self.append(
             episode.images,
             episode.state,
             episode.action,
             success=episode.success,
+            demonstration=None if episode.kind is None else episode.kind == "expert",
             simulator_state=episode.simulator_state,
             attempt=attempt,
-            record={"seed": episode.seed, "mode": episode.mode},
+            record={"seed": episode.seed, "mode": episode.mode} | kind,
         )
 
     def append(
@@ -199,6 +201,7 @@ class DatasetWriter:
         action: np.ndarray,
         *,
         success: np.ndarray | None = None,
+        demonstration: bool | None = None,
         simulator_state: np.ndarray | None = None,
         task: str | None = None,
         attempt: int,
@@ -214,6 +217,7 @@ class DatasetWriter:
             state, action: float32 ``[T, S]`` and ``[T, A]``.
             success: bool ``[T]``, whether the world after the action counts as solved; of all
                 episodes of a dataset or of none.
+            demonstration: whether its actions are to be imitated; of all or of none.
             simulator_state: float64 ``[T, N]``; of all or of none.
             task: None takes the writer's.
             attempt: its number among all attempts, those left out included; rising.
@@ -247,6 +251,7 @@ class DatasetWriter:
             stats[key] = _image_stats(counts, frames)
 
         self._has_success = success is not None
+        self._has_demonstration = demonstration is not None
         if simulator_state is not None:
             self._simulator_state_size = simulator_state.shape[1]
         task = self.task if task is None else task
@@ -275,6 +280,8 @@ class DatasetWriter:
         columns = {"observation.state": state, "action": action}
         if success is not None:
             columns["next.success"] = success
+        if demonstration is not None:
+            columns["demonstration"] = np.full(length, demonstration)
         columns |= {
             "next.done": steps == length - 1,
             "timestamp": (steps / self.fps).astype(np.float32),
@@ -387,7 +394,8 @@ class DatasetWriter:
             features[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
         if self._action_kind is not None:
             features["action"]["info"] = {"action_kind": self._action_kind}
-        for key in ("next.success", "next.done") if self._has_success else ("next.done",):
+        there = {"next.success": self._has_success, "demonstration": self._has_demonstration}
+        for key in (*(key for key, is_there in there.items() if is_there), "next.done"):
             features[key] = {"dtype": "bool", "shape": [1], "names": None}
         if self._simulator_state_size is not None:
             features["simulator_state"] = {

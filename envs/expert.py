@@ -8,6 +8,7 @@ step. Which of several ways it takes, and how fast, comes from its own seeded ge
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,40 @@ class Plan:
         return path
 
 
+UPRIGHT_SECONDS = 1.4
+"""By then a hand that started askew points down."""
+
+
+def trace(
+    env: ArmEnv, plan: Plan, joints: np.ndarray, settle_steps: int = 0
+) -> Iterator[np.ndarray]:
+    """The actions that follow a plan, float64 ``[8]`` one by one.
+
+    Args:
+        env: whose arm and control rate they are for.
+        plan: what to follow; it begins where the tip is at `joints`.
+        joints: ``[7]`` in radians, where the path begins.
+        settle_steps: spent at rest at the last point.
+
+    Raises:
+        UnreachableError: while being iterated, where the path leaves the workspace.
+    """
+    fps = env.metadata["render_fps"]
+    steps = int(np.ceil(plan.times[-1] * fps)) + settle_steps
+    sample_times = np.arange(1, steps + 1) / fps
+    path = plan.path(sample_times)
+    # The hand may start a little askew: turn it upright with the same smooth profile.
+    _, start_rotation = env.kinematics.tip(joints)
+    upright = np.array([0.0, min(plan.times[-1] / 2, UPRIGHT_SECONDS)])
+    fractions = minimum_jerk(np.array([[0.0], [1.0]]), upright, sample_times)
+    for *position, opening, yaw, fraction in np.column_stack([path, fractions]):
+        rotation = env.kinematics.towards_down(start_rotation, fraction)
+        if yaw:
+            rotation = turn_about_vertical(yaw) @ rotation
+        joints = env.kinematics.solve(np.array(position), joints, rotation)
+        yield np.append(joints, opening)
+
+
 class Expert:
     """Follows a plan through way points of the tip.
 
@@ -63,8 +98,6 @@ class Expert:
 
     SETTLE_STEPS = 8
     """Steps spent at rest at the last point, so that a policy learns to stay there."""
-    UPRIGHT_SECONDS = 1.4
-    """By then a hand that started askew points down."""
 
     def __init__(self, env: ArmEnv, seed: int | None = None):
         self.env = env
@@ -78,25 +111,9 @@ class Expert:
 
     def reset(self) -> None:
         """Make a new plan for the environment's present state."""
-        plan = self.plan()
-        fps = self.env.metadata["render_fps"]
-        steps = int(np.ceil(plan.times[-1] * fps)) + self.SETTLE_STEPS
-        sample_times = np.arange(1, steps + 1) / fps
-        path = plan.path(sample_times)
-
         joints = self.env.agent_pos[:7].astype(np.float64)
-        # The hand may start a little askew: turn it upright with the same smooth profile.
-        _, start_rotation = self.env.kinematics.tip(joints)
-        upright = np.array([0.0, min(plan.times[-1] / 2, self.UPRIGHT_SECONDS)])
-        fractions = minimum_jerk(np.array([[0.0], [1.0]]), upright, sample_times)
-        actions = []
-        for *position, opening, yaw, fraction in np.column_stack([path, fractions]):
-            rotation = self.env.kinematics.towards_down(start_rotation, fraction)
-            if yaw:
-                rotation = turn_about_vertical(yaw) @ rotation
-            joints = self.env.kinematics.solve(np.array(position), joints, rotation)
-            actions.append(np.append(joints, opening))
-        self._actions = np.array(actions, np.float32)
+        actions = trace(self.env, self.plan(), joints, settle_steps=self.SETTLE_STEPS)
+        self._actions = np.array(list(actions), np.float32)
         self._step = 0
 
     def act(self) -> np.ndarray:

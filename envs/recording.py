@@ -1,4 +1,4 @@
-"""One demonstrated episode, as arrays; and simulator states in a form that datasets can hold."""
+"""One episode, as arrays; and simulator states in a form that datasets can hold."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .world import World
+from .world import Demonstrator, World
 
 
 @dataclass
 class Episode:
-    """What an expert did, and what it saw before it did it. T frames, one per action.
+    """What somebody did, and what was seen before it was done. T frames, one per action.
 
     Attributes:
         images: camera -> uint8 ``[T, H, W, 3]``.
@@ -22,6 +22,8 @@ class Episode:
             world that cannot be restored to it.
         mode: which way was taken (``info["mode"]``).
         seed: what the episode can be reproduced from, with the same options.
+        kind: who acted, in a collection with exploration: "expert", or one of
+            `envs.exploration.KINDS`; None in one that holds demonstrations only.
     """
 
     images: dict[str, np.ndarray]
@@ -31,12 +33,13 @@ class Episode:
     simulator_state: np.ndarray | None
     mode: str
     seed: int
+    kind: str | None = None
 
     def __len__(self) -> int:
         return len(self.action)
 
 
-def record(env: World, seed: int) -> Episode:
+def record(env: World, seed: int, actor: Demonstrator | None = None) -> Episode:
     """Reset `env`, carry out its expert's plan and record it, whether it succeeds or not.
 
     The plan goes on to its end, past the step where the environment terminates: it then still
@@ -45,19 +48,21 @@ def record(env: World, seed: int) -> Episode:
     Args:
         env: without wrappers (a time limit would cut the plan).
         seed: of the reset and of the expert.
+        actor: who acts in the place of the expert.
     """
     observation, info = env.reset(seed=seed)
-    expert = env.make_expert(seed)
-    expert.reset()
+    if actor is None:
+        actor = env.make_expert(seed)
+    actor.reset()
     images: dict[str, list[np.ndarray]] = {camera: [] for camera in env.cameras}
     states, actions, successes, simulator_states = [], [], [], []
-    while not expert.done:
+    while not actor.done:
         for camera, frames in images.items():
             frames.append(observation["pixels"][camera])
         states.append(observation["agent_pos"])
         if (simulator_state := env.get_state()) is not None:
             simulator_states.append(simulator_state)
-        actions.append(expert.act())
+        actions.append(actor.act())
         observation, _, _, _, info = env.step(actions[-1])
         successes.append(info["is_success"])
     return Episode(

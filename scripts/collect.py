@@ -6,11 +6,15 @@ Attempt number i depends on the seed and on i alone, and attempts enter the data
 result is the same with any number of workers, and interrupted (Ctrl-C, SIGTERM, SIGKILL) and
 resumed by the same command, the same again. Ctrl-C and SIGTERM keep every finished episode, SIGKILL
 all but those since the last commit.
+
+``exploration=0.4`` makes four of ten episodes something else than demonstrations (see
+`envs.exploration`), for world models: they show what unusual actions do. They are marked as such.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -21,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +36,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 import envs
+from envs.base import ArmEnv
 from envs.rendering import RenderingUnavailableError
 
 from ._cli import refuse_unknown_keys
@@ -55,13 +60,17 @@ class CollectConfig:
         env: short name or Gymnasium id.
         options: of the environment (a mapping), such as {target: hard}; kept with the dataset, so
             that `scripts.evaluate` makes the same world.
-        episodes: successful episodes wanted in the dataset, those already there included.
+        episodes: wanted in the dataset, those already there included: successful ones, and those
+            that explore.
         seed: of the whole collection.
         out: the dataset's folder.
         image_size: pixels: a number, or [height, width].
         cameras: of the environment; [] for none, null for those it has by default.
         workers: simulating processes; 0 simulates in this one.
         commit_every: episodes per file; a SIGKILL loses at most these.
+        exploration: share of episodes that are exploratory, from 0 up to below 1. Above 0, failed
+            attempts of the expert are kept too, frames have a feature ``demonstration`` (whether
+            actions are to be imitated) and records of episodes a column ``kind``.
     """
 
     env: str = "reach_around"
@@ -73,6 +82,7 @@ class CollectConfig:
     cameras: list[str] | None = None
     workers: int = 2
     commit_every: int = 20
+    exploration: float = 0.0
 
 
 ConfigStore.instance().store("collect_schema", CollectConfig)
@@ -85,7 +95,9 @@ class CollectResult:
     Attributes:
         root: the dataset's folder.
         episodes, frames: in the dataset.
-        attempts: episodes tried for them; the expert's success rate is episodes / attempts.
+        attempts: episodes tried for them.
+        exploratory: episodes that are no demonstrations.
+        explored_successes: of these, those that ended solved.
         collected: episodes added by this call.
         seconds: it took.
     """
@@ -94,6 +106,8 @@ class CollectResult:
     episodes: int
     frames: int
     attempts: int
+    exploratory: int
+    explored_successes: int
     collected: int
     seconds: float
 
@@ -115,9 +129,19 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> CollectR
             f"episodes={config.episodes}, commit_every={config.commit_every}, "
             f"workers={config.workers}"
         )
+    if not 0 <= config.exploration < 1:
+        raise ValueError(
+            f"exploration is {config.exploration}; expected a share of the episodes, at least 0 "
+            "and below 1 (exploration=0.4)"
+        )
     start = time.perf_counter()
     env = _make_env(config)
     env.make_expert(0)  # or the error that there is none, before a folder is made
+    if config.exploration and not isinstance(env, ArmEnv):
+        raise ValueError(
+            f"{config.env} cannot be explored: exploration works in tasks of our own arm "
+            f"({', '.join(envs.names())}); exploration=0 collects what the expert does"
+        )
     writer = DatasetWriter(
         Path(config.out),
         fps=env.metadata["render_fps"],
@@ -134,7 +158,8 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> CollectR
             "image_size": list(env.image_size),
             "cameras": list(env.cameras),
             "options": dict(config.options or {}),
-        },
+        }
+        | ({"exploration": config.exploration} if config.exploration else {}),
     )
     env.close()
     done = before = writer.total_episodes
@@ -148,15 +173,15 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> CollectR
         try:
             while done < config.episodes and not received:
                 attempt, episode = next(attempts)
-                if episode.success[-1]:
-                    failures = 0
+                if episode.success[-1] or config.exploration:
                     writer.add(episode, attempt)
                     done += 1
                     report(done, config.episodes)
                     if done % config.commit_every == 0:
                         writer.commit()
+                if explores(config.exploration, attempt):
                     continue
-                failures += 1
+                failures = 0 if episode.success[-1] else failures + 1
                 if failures == _MAX_FAILURES_IN_A_ROW:
                     raise RuntimeError(
                         f"the expert of {config.env} failed {failures} times in a row, the last "
@@ -164,11 +189,14 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> CollectR
                     )
         finally:
             writer.commit()
+    exploratory, explored_successes = _exploratory(writer.root) if config.exploration else (0, 0)
     return CollectResult(
         root=writer.root,
         episodes=writer.total_episodes,
         frames=writer.total_frames,
         attempts=writer.next_attempt,
+        exploratory=exploratory,
+        explored_successes=explored_successes,
         collected=writer.total_episodes - before,
         seconds=time.perf_counter() - start,
     )
@@ -177,6 +205,21 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> CollectR
 def attempt_seed(seed: int, attempt: int) -> int:
     """The seed of one attempt: 32 bits of a hash of both, so that no two collections overlap."""
     return int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0])
+
+
+def explores(exploration: float, attempt: int) -> bool:
+    """Whether an attempt is exploratory: evenly interleaved, a share of `exploration` of them."""
+    return math.floor((attempt + 1) * exploration) > math.floor(attempt * exploration)
+
+
+def _exploratory(root: Path) -> tuple[int, int]:
+    """How many episodes of a dataset are no demonstrations, and how many of these ended solved."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    no_demonstration = ~pc.field("demonstration") & pc.field("next.done")
+    ends = pq.read_table(root / "data", columns=["next.success"], filters=no_demonstration)
+    return len(ends), pc.sum(ends["next.success"]).as_py() or 0
 
 
 def _make_env(config: CollectConfig) -> World:
@@ -201,7 +244,7 @@ def _attempts(config: CollectConfig, first: int) -> Generator[tuple[int, Episode
         _start_worker(config, in_worker=False)
         try:
             while True:
-                yield attempt, _run_attempt(attempt_seed(config.seed, attempt))
+                yield attempt, _run_attempt(config, attempt)
                 attempt += 1
         finally:
             _worker_env.close()
@@ -217,8 +260,7 @@ def _attempts(config: CollectConfig, first: int) -> Generator[tuple[int, Episode
         running: deque[Future[Episode]] = deque()
         while True:
             while len(running) < 3 * config.workers:
-                seed = attempt_seed(config.seed, attempt + len(running))
-                running.append(pool.submit(_run_attempt, seed))
+                running.append(pool.submit(_run_attempt, config, attempt + len(running)))
             try:
                 episode = running.popleft().result()
             except BrokenProcessPool as error:
@@ -253,10 +295,19 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _run_attempt(seed: int) -> Episode:
+def _run_attempt(config: CollectConfig, attempt: int) -> Episode:
     from envs.recording import record
 
-    return record(_worker_env, seed)
+    seed = attempt_seed(config.seed, attempt)
+    if explores(config.exploration, attempt):
+        from envs.exploration import Explorer
+
+        explorer = Explorer(_worker_env, seed)  # type: ignore[arg-type]
+        return replace(record(_worker_env, seed, explorer), kind=explorer.kind)
+    episode = record(_worker_env, seed)
+    if config.exploration:
+        episode = replace(episode, kind="expert" if episode.success[-1] else "failure")
+    return episode
 
 
 @hydra.main(version_base=None, config_path="../configs", config_name="collect")
@@ -304,9 +355,15 @@ def run(values: DictConfig) -> None:
     finally:
         bar.stop()
     rate = 60 * result.collected / result.seconds
+    if config.exploration:
+        outcome = (
+            f"{result.exploratory} of them exploratory, of which {result.explored_successes} ended "
+            "in success. "
+        )
+    else:
+        outcome = f"the expert succeeded in {result.episodes} of {result.attempts} attempts. "
     console.print(
-        f"{result.root}: {result.episodes} episodes, {result.frames} frames; the expert succeeded "
-        f"in {result.episodes} of {result.attempts} attempts. "
+        f"{result.root}: {result.episodes} episodes, {result.frames} frames; {outcome}"
         f"{result.collected} new in {result.seconds:.1f} s ({rate:.0f} a minute)."
     )
 

@@ -124,6 +124,23 @@ def test_a_world_that_cannot_be_restored_leaves_its_state_out(
     np.testing.assert_array_equal(data[0]["action"], episodes[0].action[0])
 
 
+def test_kinds_of_episodes_are_told_apart(tmp_path: Path, episodes: list[Episode]) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    kinds = ["expert", "noise", "expert", "play", "failure"]
+    write(tmp_path / "data", [replace(e, kind=k) for e, k in zip(episodes, kinds, strict=True)])
+    data = LeRobotDataset("local", root=tmp_path / "data", video_backend="pyav")
+    assert data.meta.features["demonstration"]["dtype"] == "bool"
+    index = 0
+    for number, kind in enumerate(kinds):
+        assert data.meta.episodes[number]["kind"] == kind
+        for t in (0, len(episodes[number]) - 1):
+            assert data[index + t]["demonstration"] == (kind == "expert")
+        index += len(episodes[number])
+    write(tmp_path / "plain", episodes)
+    assert "demonstration" not in read(tmp_path / "plain")
+
+
 def test_a_collection_from_before_options_goes_on(tmp_path: Path, episodes: list[Episode]) -> None:
     old = {"seed": 0, "target": "hard"}
     open_writer(tmp_path / "data", source=old).add(episodes[0], 0)

@@ -13,13 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import envs
+from envs.exploration import KINDS
 from envs.recording import Episode, record
+from envs.world import World
 from scripts import collect as script
 from scripts.collect import CollectConfig, attempt_seed, collect
 from scripts.evaluate import environment_spec
@@ -28,6 +31,7 @@ from worldmodel.data import DataConfig, open_data
 from worldmodel.types import SpecMismatchError
 
 BASE: dict[str, Any] = {"env": "reach", "image_size": 16, "cameras": ["front"], "commit_every": 2}
+EXPLORING = BASE | {"exploration": 0.45}
 ARGUMENTS = ["env=reach", "image_size=16", "cameras=[front]", "commit_every=2"]
 
 
@@ -190,6 +194,8 @@ def test_attempts_of_different_collections_do_not_meet() -> None:
         ({"options": {"cameras": ["front"]}}, "settings of their own: cameras="),
         ({"episodes": 0}, "at least 1"),
         ({"workers": -1}, "workers at least 0"),
+        ({"exploration": 1.0}, "exploration is 1.0; expected a share"),
+        ({"exploration": -0.1}, "exploration is -0.1; expected a share"),
     ],
 )
 def test_wrong_values_are_explained_before_anything_is_written(
@@ -198,6 +204,112 @@ def test_wrong_values_are_explained_before_anything_is_written(
     values = {**BASE, "out": str(tmp_path / "data"), **changes}
     with pytest.raises(ValueError, match=message):
         collect(CollectConfig(**values))
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.fixture(scope="module")
+def explored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 episodes, five of them exploratory, collected at one go in one process."""
+    out = tmp_path_factory.mktemp("explored") / "data"
+    result = collect(CollectConfig(**EXPLORING, episodes=12, out=str(out), workers=0))
+    assert (result.episodes, result.attempts, result.exploratory) == (12, 12, 5)
+    assert 0 <= result.explored_successes <= 5
+    return out
+
+
+def test_exploration_is_interleaved_marked_and_told_apart(explored: Path, whole: Any) -> None:
+    records = pq.read_table(explored / "meta/episodes").sort_by("episode_index").to_pylist()
+    kinds = [record["kind"] for record in records]
+    exploratory = [script.explores(0.45, attempt) for attempt in range(12)]
+    assert sum(exploratory) == 5
+    assert "".join("01"[e] for e in exploratory).count("11") == 0  # evenly
+    assert [kind in KINDS for kind in kinds] == exploratory
+    assert {kind for kind, e in zip(kinds, exploratory, strict=True) if not e} == {"expert"}
+
+    content = read(explored)
+    marks, starts = content["demonstration"], [r["dataset_from_index"] for r in records]
+    assert [marks[start] for start in starts] == [not e for e in exploratory]
+    assert sum(marks) == sum(r["length"] for r in records if r["kind"] == "expert")
+    # Demonstrations are those of a collection without exploration.
+    assert content["seeds"][0] == whole["seeds"][0]
+    n = records[0]["length"]
+    assert content["action"][:n] == whole["action"][:n]
+
+
+def test_success_is_what_happened_in_exploration_too(explored: Path) -> None:
+    """Replayed from the seed: the same states, and success where it says so."""
+    content = read(explored)
+    env: Any = envs.make("reach", cameras=()).unwrapped
+    steps = iter(zip(content["observation.state"], content["action"], strict=True))
+    begin = 0
+    for seed, _, _ in content["seeds"]:
+        observation, _ = env.reset(seed=seed)
+        end = content["next.done"].index(True, begin) + 1
+        for t in range(begin, end):
+            state, action = next(steps)
+            np.testing.assert_array_equal(observation["agent_pos"], np.float32(state))
+            observation, *_, info = env.step(np.float32(action))
+            assert info["is_success"] == content["next.success"][t]
+        begin = end
+    assert begin == len(content["action"])
+
+
+def test_exploration_does_not_depend_on_workers_or_interruptions(
+    explored: Path, tmp_path: Path
+) -> None:
+    expected = without_stats(read(explored))
+    for workers, parts in ((2, (12,)), (0, (7, 12))):
+        out = tmp_path / str(workers)
+        for episodes in parts:
+            config = CollectConfig(**EXPLORING, episodes=episodes, out=str(out), workers=workers)
+            result = collect(config)
+        assert (result.episodes, result.exploratory) == (12, 5)
+        assert without_stats(read(out)) == expected
+
+
+def test_exploration_is_kept_with_the_dataset(explored: Path, tmp_path: Path) -> None:
+    for other in (0.0, 0.4):
+        config = CollectConfig(**EXPLORING | {"exploration": other}, episodes=13, out=str(explored))
+        with pytest.raises(ValueError, match="begun with exploration=0.45 and cannot be resumed"):
+            collect(config)
+    collect(CollectConfig(**BASE, episodes=2, out=str(tmp_path / "data"), workers=0))
+    info = json.loads((tmp_path / "data/meta/info.json").read_text())
+    assert "demonstration" not in info["features"]
+    assert "exploration" not in json.loads((tmp_path / "data/meta/source.json").read_text())
+    assert "kind" not in pq.read_table(tmp_path / "data/meta/episodes").column_names
+
+
+def test_with_exploration_failures_of_the_expert_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = {attempt_seed(0, attempt) for attempt in (0, 3)}
+
+    def sometimes(env: Any, seed: int, *actor: Any) -> Episode:
+        episode = record(env, seed, *actor)
+        episode.success[-1] &= seed not in failing
+        return episode
+
+    monkeypatch.setattr(envs.recording, "record", sometimes)
+    out = tmp_path / "data"
+    result = collect(CollectConfig(**EXPLORING, episodes=5, out=str(out), workers=0))
+    assert result.episodes == result.attempts == 5
+    kinds = pq.read_table(out / "meta/episodes").sort_by("episode_index")["kind"].to_pylist()
+    assert [kinds[0], kinds[1], kinds[3]] == ["failure", "expert", "failure"]
+    assert result.exploratory == sum(kind != "expert" for kind in kinds)
+
+
+def test_a_world_of_another_kind_is_not_explored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Other(World):
+        camera_names = ()
+
+        def make_expert(self, seed: int | None = None) -> Any:
+            return None
+
+    monkeypatch.setattr(script, "_make_env", lambda config: Other())
+    with pytest.raises(ValueError, match="cannot be explored: .* own arm \\(pick_place, push"):
+        collect(CollectConfig(**EXPLORING, out=str(tmp_path / "data")))
     assert not (tmp_path / "data").exists()
 
 
