@@ -6,7 +6,7 @@ go, and the state follows it with a lag. So video, state and action all explain 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ def write_dataset(
     robot_type: str = "square",
     constant: Sequence[int] = (),
     extra: dict[str, dict[str, Any]] | None = None,
+    flags: Mapping[str, Sequence[Any]] | None = None,
+    actions: bool = True,
     file_per_episode: bool = False,
     seed: int = 0,
 ) -> Path:
@@ -54,6 +56,9 @@ def write_dataset(
         tasks: task texts.
         constant: dimensions of state and action that never change.
         extra: further LeRobot features; their frames are zeros.
+        flags: further features of one bool a frame: for each an entry an episode, one bool or one
+            a frame.
+        actions: False leaves the action feature out.
         file_per_episode: give each its own data and video files, instead of sharing them.
         seed: of the motion.
 
@@ -68,19 +73,24 @@ def write_dataset(
     height, width = (size, size) if isinstance(size, int) else size
     lengths = [length] * episodes if isinstance(length, int) else list(length)
     keys = keys or {}
-    extra = extra or {}
+    flags = flags or {}
+    flag = {"dtype": "bool", "shape": (1,), "names": None}
+    extra = (extra or {}) | dict.fromkeys(flags, flag)
+    action_key = keys.get("action", "action")
     features: dict[str, dict[str, Any]] = {
         keys.get("observation.state", "observation.state"): {
             "dtype": "float32",
             "shape": (state_dim,),
             "names": state_names,
         },
-        keys.get("action", "action"): {
+        action_key: {
             "dtype": "float32",
             "shape": (action_dim,),
             "names": action_names,
         },
     }
+    if not actions:
+        del features[action_key]
     camera_keys = [f"observation.images.{name}" for name in cameras]
     for key in camera_keys:
         features[keys.get(key, key)] = {
@@ -107,19 +117,26 @@ def write_dataset(
     )
     rng = np.random.default_rng(seed)
     for episode, frames in enumerate(lengths):
-        states, actions = motion(rng, frames, state_dim, action_dim, fps)
+        states, commands = motion(rng, frames, state_dim, action_dim, fps)
+        marks = {
+            key: np.broadcast_to(np.array(values[episode], bool).ravel(), frames)
+            for key, values in flags.items()
+        }
         states[:, [d for d in constant if d < state_dim]] = 0.25
-        actions[:, [d for d in constant if d < action_dim]] = 0.25
-        for state, action in zip(states, actions, strict=True):
+        commands[:, [d for d in constant if d < action_dim]] = 0.25
+        for number, (state, command) in enumerate(zip(states, commands, strict=True)):
             frame: dict[str, Any] = {
                 keys.get("observation.state", "observation.state"): state,
-                keys.get("action", "action"): action,
                 "task": tasks[episode % len(tasks)],
             }
-            for number, key in enumerate(camera_keys):
-                frame[keys.get(key, key)] = square(state, height, width, number)
+            if actions:
+                frame[action_key] = command
+            for camera, key in enumerate(camera_keys):
+                frame[keys.get(key, key)] = square(state, height, width, camera)
             for key, feature in extra.items():
                 frame[key] = np.zeros(feature["shape"], feature["dtype"])
+            for key, values in marks.items():
+                frame[key] = values[[number]]
             dataset.add_frame(frame)
         dataset.save_episode()
     dataset.finalize()

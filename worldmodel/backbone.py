@@ -281,23 +281,31 @@ class Backbone(nn.Module):
         nn.init.zeros_(self.modulation.out.weight)
 
     def encode(
-        self, x: Tensor, ids: Tensor, condition: Tensor, until: int | None = None
+        self,
+        x: Tensor,
+        ids: Tensor,
+        condition: Tensor,
+        until: int | None = None,
+        times: Tensor | None = None,
+        which: Tensor | None = None,
     ) -> Context:
-        """Run the given tokens (time 0) and keep their keys and values.
+        """Run the given tokens and keep their keys and values.
 
         Args:
             x: ``[B, G, D]``; G may be 0.
             ids: positions ``[G, 3]``.
             condition: ``[B, D]``.
             until: stop after this many blocks (default: all).
+            times, which: of the given tokens, as in `forward`; default: all at time 0.
         """
         depth = len(self.blocks) if until is None else until
         turn = self.rotary(ids, 2 * self.heads)
-        times = self.modulation(x.new_zeros(x.shape[0], 1), condition, None)
-        x = (x + times.embedded).to(stream_dtype(x))
+        levels = x.new_zeros(x.shape[0], 1) if times is None else times
+        clocks = self.modulation(levels, condition, which)
+        x = (x + clocks.gather(clocks.embedded)).to(stream_dtype(x))
         context = Context()
         for number, block in enumerate(self.blocks[:depth], start=1):
-            x, k, v = block(x, turn, times, keys_only=number == depth)
+            x, k, v = block(x, turn, clocks, keys_only=number == depth)
             context.keys.append(k)
             context.values.append(v)
         return context

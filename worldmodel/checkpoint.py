@@ -38,13 +38,15 @@ from torch import Tensor, nn
 from .data.errors import did_you_mean
 from .flow import TimeConfig
 from .inputs import Inputs
-from .model import ModelConfig, Patches, WorldModel
-from .sampler import sample
+from .model import History, ModelConfig, Patches, Prediction, WorldModel
+from .sampler import PLAIN, Guidance, sample
 from .selfflow import ObjectiveConfig
 from .tokens import Horizon, Pattern
 from .types import Spec
 
 FORMAT = 1
+# Models older than these settings.
+BEFORE: dict[str, Any] = {"per_frame_actions": False, "copy_mask": False}
 OPENINGS = 3  # times that a checkpoint is looked for when runs delete it while it is read
 WEIGHTS = "model.safetensors"
 LEROBOT = "pretrained_model"  # a folder that lerobot-train puts into its checkpoints
@@ -80,9 +82,24 @@ class Checkpoint:
     def sample(
         self, asked: Pattern, given: Patches, task: Tensor, noise: Patches, steps: int
     ) -> dict[str, Tensor]:
-        """`worldmodel.sampler.sample`, the way this model was trained; tensors on its device."""
-        regression = self.objective.name == "regression"
-        return sample(self.model, asked, given, task, noise, steps, self.objective.time, regression)
+        """Patches of what is wanted, the way this model was trained; tensors on its device."""
+        return self.answer(asked, given, task, noise, steps).data
+
+    def answer(
+        self,
+        asked: Pattern,
+        given: Patches,
+        task: Tensor,
+        noise: Patches,
+        steps: int,
+        guidance: Guidance = PLAIN,
+        history: History | None = None,
+    ) -> Prediction:
+        """`worldmodel.sampler.sample`, the way this model was trained."""
+        return sample(
+            self.model, asked, given, task, noise, steps, self.objective.time,
+            self.objective.name == "regression", guidance=guidance, history=history,
+        )  # fmt: skip
 
 
 # --- finding -------------------------------------------------------------------------------------
@@ -174,7 +191,7 @@ def parse_config(
         return (
             Spec.from_dict(config["spec"]),
             Horizon(**config["window"]),
-            ModelConfig(**config["model"]),
+            ModelConfig(**(BEFORE | dict(config["model"]))),
             parse_objective(config["objective"]),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -353,10 +370,11 @@ class Keeper:
 
     Args:
         root: the run's ``checkpoints`` folder.
+        keep_every: checkpoints whose step is a multiple of it stay; 0: only those with a link.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, keep_every: int = 0) -> None:
+        self.root, self.keep_every = root, keep_every
         root.mkdir(parents=True, exist_ok=True)
 
     def write(
@@ -398,14 +416,17 @@ class Keeper:
         os.replace(temporary, self.root / link)
 
     def _collect_garbage(self) -> None:
-        """Delete checkpoints without a link, and what killed runs left half-written."""
+        """Delete checkpoints that nothing keeps, and what killed runs left half-written."""
         kept = {p.readlink().name for p in self.root.iterdir() if p.is_symlink()}
         for entry in self.root.iterdir():
             stale = entry.name.startswith(".writing-") or (
-                entry.name.isdigit() and entry.name not in kept
+                entry.name.isdigit() and entry.name not in kept and not self._stays(entry.name)
             )
             if stale and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
+
+    def _stays(self, name: str) -> bool:
+        return bool(self.keep_every) and int(name) % self.keep_every == 0
 
     def last(self) -> Path | None:
         """The newest whole checkpoint, or None."""

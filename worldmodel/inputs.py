@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .data.normalize import Normalizer, frames_to_float, frames_to_uint8
-from .tokens import Modality
+from .tokens import Modality, Steps
 from .types import Spec, Window
 
 
@@ -50,7 +50,7 @@ class Inputs:
             return frames_to_uint8(values)
         return self.normalizers[modality.kind].denormalize(values)
 
-    def patches(self, window: Window, steps: Mapping[str, slice]) -> dict[str, Tensor]:
+    def patches(self, window: Window, steps: Mapping[str, Steps]) -> dict[str, Tensor]:
         """The patches of these modalities at these steps, each ``[B, steps, n, E]``."""
         return {
             name: self.normalize(name, self.values(window, name)[:, part])
@@ -66,7 +66,7 @@ class Inputs:
             raise NotImplementedError(f"windows hold no values of kind {kind!r} yet")
         return window.state if kind == "state" else window.action
 
-    def valid(self, window: Window, name: str, part: slice, padded_actions: bool) -> Tensor:
+    def valid(self, window: Window, name: str, part: Steps, padded_actions: bool) -> Tensor:
         """Bool ``[B, steps]``: which steps carry a loss.
 
         Args:
@@ -76,4 +76,6 @@ class Inputs:
         if self.modalities[name].axis == "frame":
             return window.frame_valid[:, part]
         valid = window.action_valid[:, part]
-        return torch.ones_like(valid) if padded_actions else valid
+        # An episode without actions has none to repeat.
+        has_action = window.action_valid.any(1, keepdim=True)
+        return has_action.expand_as(valid) if padded_actions else valid

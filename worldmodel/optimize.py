@@ -35,6 +35,8 @@ class FitConfig:
         clip: largest gradient norm.
         dtype: of the token stream; "auto" takes bfloat16 where a short probe finds it faster.
         log_every, diagnose_every, validate_every, save_every: in steps; 0 is never.
+        keep_every: checkpoints of these steps stay (each multiple of it that is saved); 0 keeps
+            only the last and the best.
         validation_windows: windows that each validation looks at.
         wandb: "off", "online" or "offline".
         wandb_project: where wandb files the run.
@@ -56,6 +58,7 @@ class FitConfig:
     diagnose_every: int = 250
     validate_every: int = 500
     save_every: int = 500
+    keep_every: int = 0
     validation_windows: int = 64
     wandb: str = "off"
     wandb_project: str = "selfflow"
@@ -73,7 +76,9 @@ class FitConfig:
                     f"fit.{name} is {found!r}; there are {list(known)}.{did_you_mean(found, known)}"
                 )
         least = {"batch_size": 1, "accumulate": 1, "validation_windows": 1, "warmup": 0}
-        least |= dict.fromkeys(("log_every", "diagnose_every", "validate_every", "save_every"), 0)
+        least |= dict.fromkeys(
+            ("log_every", "diagnose_every", "validate_every", "save_every", "keep_every"), 0
+        )
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ValueError(

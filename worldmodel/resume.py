@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from . import checkpoint
 from .optimize import FitConfig
 from .selfflow import SelfFlow
+from .types import Spec
 
 
 def resumable(out: Path, resume: bool) -> Path | None:
@@ -59,6 +60,10 @@ def require_same_run(
         )
     model = objective.model
     before = checkpoint._read_json(last / "config.json")
+    # As this version would write it: fields that it added have the values of a run without them.
+    before["spec"] = Spec.from_dict(before["spec"]).to_dict()
+    before["model"] = checkpoint.BEFORE | before["model"]
+    before["objective"] = asdict(checkpoint.parse_objective(before["objective"]))
     stamped = checkpoint._read_json(last / "stamp.json")
     state = checkpoint._read_json(last / "training_state" / "state.json")
     pairs: list[tuple[str, Any, Any]] = [("seed", stamped.get("seed"), stamp.get("seed"))]
@@ -76,8 +81,11 @@ def require_same_run(
         ("model.", "model", asdict(model.config)),
         ("objective.", "objective", asdict(objective.source)),
     ):
-        now = _flat(prefix, json.loads(json.dumps(values)))  # as reading it back would give it
-        then = _flat(prefix, before[key] | (measured if key == "spec" else {}))
+        # Both as reading them back would give them: tuples are lists.
+        now, then = (
+            _flat(prefix, json.loads(json.dumps(v)))
+            for v in (values, before[key] | (measured if key == "spec" else {}))
+        )
         pairs += [(k, then.get(k), now.get(k)) for k in sorted({*then, *now})]
     key = "dataset.statistics"
     pairs.append((key, data_then.get(key), data_now.get(key)))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from bisect import bisect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from .distributed import ALONE, World
 from .flow import TimeConfig, interpolate, velocity_from_data
 from .inputs import Inputs
-from .model import Clock, Prediction, WorldModel, token_times
+from .model import Clock, History, Prediction, WorldModel, token_times
 from .streams import generator, uniform
-from .tokens import PATTERNS, Pattern, pattern, unknown_kinds
+from .success import success_loss
+from .tokens import ACTING, PATTERNS, Pattern, Steps, pattern, unknown_kinds
 from .types import Losses, Window
 
 OBJECTIVES = ("flow", "dts", "selfflow", "regression")
@@ -44,6 +45,11 @@ class ObjectiveConfig:
         patterns: share of each pattern in training; shares are normalised.
         draws: noise draws per observation for each pattern (the given part is encoded once).
         prefix: largest committed prefix of "act_prefix"; its length is drawn from 1 to this.
+        any_frame: share of micro-batches that ask for other future frames than the horizon's grid:
+            as many or fewer, drawn from all that can be asked for. Above 0, any frame can be.
+        history_noise: largest time of the given frames and states where future frames are wanted
+            (the causal variant of Self-Flow: the student sees a noised past, the teacher a clean
+            one), so that errors of a model that goes on from its own frames do not compound.
         time: p(t) per modality kind.
         loss_weight: weight of each modality kind's velocity loss.
         padded_actions: learn to stay put after the episode's end (never with delta actions).
@@ -62,16 +68,19 @@ class ObjectiveConfig:
     name: str = "selfflow"
     patterns: dict[str, float] = field(
         default_factory=lambda: {
-            "act": 0.4,
+            "act": 0.35,
             "act_prefix": 0.1,
             "forward": 0.2,
             "inverse": 0.1,
             "video": 0.05,
             "joint": 0.15,
+            "reach": 0.05,
         }
     )
     draws: dict[str, int] = field(default_factory=lambda: {"act": 4, "act_prefix": 4})
     prefix: int = 8
+    any_frame: float = 0.0
+    history_noise: float = 0.0
     time: dict[str, TimeConfig] = field(
         default_factory=lambda: {
             # Mostly noise: with few sampling steps, what is decided near time 1 decides the rest.
@@ -111,6 +120,9 @@ class ObjectiveConfig:
             raise ValueError(f"unknown patterns {unknown}; there are {list(PATTERNS)}")
         if min(self.patterns.values()) < 0 or sum(self.patterns.values()) <= 0:
             raise ValueError(f"shares of patterns must be >= 0 and not all 0: {self.patterns}")
+        for name in ("any_frame", "history_noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is in [0, 1], found {getattr(self, name)}")
         if not 0 < self.student_depth < self.teacher_depth <= 1:
             raise ValueError("need 0 < student_depth < teacher_depth <= 1")
         if not 0 <= self.ema < 1:
@@ -186,6 +198,8 @@ class Question:
     Attributes:
         pattern: which steps are given and wanted.
         given, given_steps: modality name -> clean patches ``[B, steps, n, E]``, and which steps.
+        history: noise on the given frames for the student; the teacher sees them clean.
+        success: int8 ``[B * R, F]`` labels of the future frames; None where they are unknown.
         target, wanted_steps: the same, ``[B * R, steps, n, E]``, of what is wanted.
         valid: modality name -> bool ``[B * R, steps]``: which wanted steps carry a loss.
         counts: modality name -> int64 ``[]``: how many of them do, in the rows of all processes.
@@ -196,8 +210,10 @@ class Question:
 
     pattern: Pattern
     given: dict[str, Tensor]
-    given_steps: dict[str, slice]
-    wanted_steps: dict[str, slice]
+    given_steps: dict[str, Steps]
+    wanted_steps: dict[str, Steps]
+    history: History | None
+    success: Tensor | None
     target: dict[str, Tensor]
     valid: dict[str, Tensor]
     counts: dict[str, Tensor]
@@ -248,10 +264,10 @@ class SelfFlow(nn.Module):
         """Pattern shares, summing to 1, of the patterns that this model's modalities allow."""
         horizon, shares = self.model.horizon, {}
         for name, share in self.config.patterns.items():
-            if share == 0 or (not horizon.future and name not in ("act", "act_prefix")):
+            if share == 0 or (not horizon.future and name not in ACTING):
                 continue
             _, wanted = self.model.slices_of(pattern(name, horizon))
-            if wanted and (name not in ("inverse", "video") or self.model.spec.cameras):
+            if wanted and (name not in ("inverse", "video", "reach") or self.model.spec.cameras):
                 shares[name] = share
         if not shares:
             raise ValueError(
@@ -260,6 +276,11 @@ class SelfFlow(nn.Module):
             )
         total = sum(shares.values())
         return {name: share / total for name, share in shares.items()}
+
+    @property
+    def sources(self) -> set[str]:
+        """Which windows its patterns are learnt from; see `Pattern.source`."""
+        return {pattern(name, self.model.horizon).source for name in self.shares}
 
     def to(self, *args, **kwargs):  # the averaged copy is no submodule: it must follow by hand
         super().to(*args, **kwargs)
@@ -278,11 +299,18 @@ class SelfFlow(nn.Module):
         chosen = names[min(bisect(list(accumulate(shares)), u), len(names) - 1)]
         longest = min(self.config.prefix, self.model.horizon.chunk - 1)
         prefix = 1 + int(uniform(self.seed, "prefix", step, micro) * longest)
-        return pattern(chosen, self.model.horizon, min(prefix, longest))
+        offsets = None if chosen in ACTING else self._offsets(step, micro)
+        return pattern(chosen, self.model.horizon, min(prefix, longest), offsets)
 
-    def needs_future(self, chosen: Pattern) -> bool:
-        """Whether windows for this pattern must hold future frames."""
-        return chosen.name not in ("act", "act_prefix")
+    def _offsets(self, step: int, micro: int) -> tuple[int, ...]:
+        """The future frames that a micro-batch is about."""
+        horizon = self.model.horizon
+        if uniform(self.seed, "any_frame", step, micro) >= self.config.any_frame:
+            return horizon.grid
+        g = generator(self.seed, "offsets", step, micro)
+        count = int(torch.randint(1, horizon.future + 1, (), generator=g))
+        frames = 1 + torch.randperm(horizon.reach, generator=g)[:count]
+        return tuple(frames.sort().values.tolist())
 
     def draw(
         self, wanted: dict[str, Tensor], step: int, micro: int = 0, world: World = ALONE
@@ -347,6 +375,8 @@ class SelfFlow(nn.Module):
             world: the processes that share the micro-batch; `window` has this one's rows of it.
         """
         config, model = self.config, self.model
+        if chosen.name == "forward":
+            window = replace(window, action=until_last_frame(window.action, chosen))
         # A regression has no noise: further draws would be the same computation again.
         draws = 1 if config.name == "regression" else config.draws.get(chosen.name, 1)
         given_steps, wanted_steps = model.slices_of(chosen)
@@ -357,14 +387,20 @@ class SelfFlow(nn.Module):
             for n, part in wanted_steps.items()
         }
         counts = world.add(torch.stack([v.sum() for v in valid.values()]))
+        given = self.inputs.patches(window, given_steps)
+        success = None
+        if window.success is not None and chosen.has_future:
+            success = window.success[:, model.horizon.past :].repeat_interleave(draws, 0)
         source = generator(self.seed, "task", step, micro)
         whole = len(window.task) * world.size
         drop = torch.rand(whole, generator=source)[world.rows(whole)].to(self.device)
         return Question(
             pattern=chosen,
-            given=self.inputs.patches(window, given_steps),
+            given=given,
             given_steps=given_steps,
             wanted_steps=wanted_steps,
+            history=self._history(chosen, given, step, micro, world),
+            success=success,
             target=target,
             valid=valid,
             counts=dict(zip(valid, counts, strict=True)),
@@ -372,6 +408,24 @@ class SelfFlow(nn.Module):
             draws=draws,
             draw=self.draw(target, step, micro, world),
         )
+
+    def _history(
+        self, chosen: Pattern, given: dict[str, Tensor], step: int, micro: int, world: World
+    ) -> History | None:
+        """Noise on the given frames, where future ones are wanted."""
+        largest, device = self.config.history_noise, self.device
+        if not largest or "video" not in chosen.wanted or self.config.name == "regression":
+            return None
+        whole = len(next(iter(given.values()))) * world.size
+        mine = world.rows(whole)
+        level = torch.rand(whole, generator=generator(self.seed, "history", step, micro))
+        noise = {}
+        for name, values in given.items():
+            if self.model.modalities[name].axis == "frame":
+                g = generator(self.seed, f"history/{name}", step, micro, device=device)
+                shape = (whole, *values.shape[1:])
+                noise[name] = torch.randn(shape, generator=g, device=device)[mine]
+        return History(largest * level[mine].to(device), noise)
 
     def forward(self, window: Window, step: int, micro: int = 0) -> Losses:
         """Losses of one micro-batch under the pattern that is its turn."""
@@ -402,7 +456,10 @@ class SelfFlow(nn.Module):
         noisy = asked.noisy(clock)
         use_teacher = config.feature_weight > 0
         layers = (self.student_layer,) if use_teacher else ()
-        encoded = model.encode(asked.given, asked.given_steps, asked.task).repeat(asked.draws)
+        encoded = model.encode(
+            asked.given, asked.given_steps, asked.task,
+            offsets=chosen.offsets, history=asked.history,
+        ).repeat(asked.draws)  # fmt: skip
         out = model(noisy, asked.wanted_steps, clock, encoded, layers)
         logs: dict[str, Tensor | float] = {}
         weighted: dict[str, Tensor] = {}
@@ -421,6 +478,12 @@ class SelfFlow(nn.Module):
             if config.feature_warmup:
                 gamma *= min(1.0, (step + 1) / config.feature_warmup)
             total = total + gamma * loss
+        if out.success is not None and asked.success is not None:
+            wrong, known = success_loss(out.success, asked.success)
+            # A head of its own, without a gradient into the rest: its weight is its learning rate.
+            loss = wrong / world.add(known[None])[0].clamp_min(1)
+            logs[f"{chosen.name}/success/loss"] = loss.detach()
+            total = total + loss
         if gradient_shares:
             logs |= self._gradient_shares(weighted, asked, world)
         logs[f"{chosen.name}/loss"] = total.detach()
@@ -430,7 +493,9 @@ class SelfFlow(nn.Module):
     def teach(self, asked: Question, clock: Clock) -> Prediction:
         """The teacher's features with every wanted token at the times of `clock`, same noise."""
         teacher, stop = self.ema.model, self.teacher_layer
-        encoded = teacher.encode(asked.given, asked.given_steps, asked.task, until=stop)
+        encoded = teacher.encode(
+            asked.given, asked.given_steps, asked.task, until=stop, offsets=asked.pattern.offsets
+        )
         return teacher(
             asked.noisy(clock),
             asked.wanted_steps,
@@ -484,6 +549,16 @@ class SelfFlow(nn.Module):
     def after_step(self, step: int) -> None:
         """Update the EMA after optimiser step `step` (from 0)."""
         self.ema.update(step + 1)
+
+
+def until_last_frame(action: Tensor, asked: Pattern) -> Tensor:
+    """Given actions ``[B, K, A]``; those after the last frame asked for repeat the one before.
+
+    They cannot change that frame, so a model must not expect to be told; the same in training and
+    when imagining, where they are often not known yet.
+    """
+    last = min(asked.offsets[-1], action.shape[1])
+    return torch.cat([action[:, :last], action[:, last - 1 : last].expand_as(action[:, last:])], 1)
 
 
 def masked_sum(values: Tensor, valid: Tensor) -> Tensor:

@@ -146,4 +146,4 @@ def _world(root: Path) -> dict[str, Any] | None:
     source = json.loads(path.read_text())
     if "env" not in source:  # `scripts.import_hdf5` writes such a file too
         return None
-    return {k: v for k, v in source.items() if k != "seed"}
+    return {k: v for k, v in source.items() if k not in ("seed", "exploration")}

@@ -181,64 +181,121 @@ class Horizon:
     future_stride: int = 4
     chunk: int = 16
 
-    def times(self, axis: str) -> Tensor:
-        """Times ``[P + F]`` of the frames or ``[K]`` of the chunk."""
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The future frames that a window holds where nobody asks for others."""
+        return tuple(self.future_stride * n for n in range(1, self.future + 1))
+
+    @property
+    def reach(self) -> int:
+        """The last frame that can be asked for."""
+        return max(self.future * self.future_stride, self.chunk) if self.future else 0
+
+    def times(self, axis: str, offsets: Sequence[int] | None = None) -> Tensor:
+        """Times ``[P + F]`` of the frames or ``[K]`` of the chunk.
+
+        Args:
+            offsets: frames after now that take the place of `grid`.
+        """
         if axis == "chunk":
             return torch.arange(self.chunk)
         past = torch.arange(-(self.past - 1), 1) * self.past_stride
-        future = torch.arange(1, self.future + 1) * self.future_stride
+        future = torch.tensor(self.grid if offsets is None else tuple(offsets), dtype=torch.long)
         return torch.cat([past, future])
 
 
 # --- which tokens are given, wanted, left out ----------------------------------------------------
+
+Steps = slice | list[int]
+"""Which steps of a modality's axis; both index a tensor."""
 
 
 @dataclass(frozen=True)
 class Pattern:
     """A question to the model: which steps of which kind are given and which are wanted.
 
-    What is neither is left out. Slices run over a modality's own axis.
+    What is neither is left out. Steps run over a modality's own axis: past frames, then future
+    ones; or the steps of the chunk.
+
+    Attributes:
+        offsets: the future frames of the question, in frames after now, ascending.
     """
 
     name: str
-    given: dict[str, slice]
-    wanted: dict[str, slice]
+    given: dict[str, Steps]
+    wanted: dict[str, Steps]
+    offsets: tuple[int, ...]
+
+    @property
+    def has_future(self) -> bool:
+        """Whether it needs frames after now, given or wanted."""
+        return self.name not in ACTING
+
+    @property
+    def source(self) -> str:
+        """Which windows it can be learnt from: "demonstrated", "has_action" or "any".
+
+        What decides (actions are wanted that nothing shows yet) learns from demonstrations; what
+        predicts or explains, from whatever was done; video alone, from all there is.
+        """
+        if self.name in DECIDING:
+            return "demonstrated"
+        return "has_action" if "action" in {**self.given, **self.wanted} else "any"
 
 
-PATTERNS = ("act", "act_prefix", "forward", "inverse", "video", "joint")
+PATTERNS = ("act", "act_prefix", "forward", "inverse", "video", "joint", "reach")
+ACTING = ("act", "act_prefix")
+"""Patterns without any future frame."""
+DECIDING = (*ACTING, "joint", "reach")
+"""Patterns that answer with what a demonstrator would do."""
 
 
-def pattern(name: str, horizon: Horizon, prefix: int = 1) -> Pattern:
+def pattern(
+    name: str, horizon: Horizon, prefix: int = 1, offsets: Sequence[int] | None = None
+) -> Pattern:
     """One of `PATTERNS` for windows of this horizon.
 
     Args:
         prefix: committed steps of the chunk, for "act_prefix"; 0 makes it equal to "act".
+        offsets: future frames of the question, in frames after now; default: ``horizon.grid``.
 
     Raises:
-        ValueError: for an unknown name, a prefix outside ``[0, chunk)``, or a pattern that needs
-            future frames where the horizon has none.
+        ValueError: for an unknown name, a prefix outside ``[0, chunk)``, offsets that are not
+            ascending within the horizon, or a pattern that needs future frames where the horizon
+            has none.
     """
     now, later, chunk = slice(0, horizon.past), slice(horizon.past, None), slice(0, None)
     every = slice(0, None)
-    seen = {"video": now, "state": now}
+    seen: dict[str, Steps] = {"video": now, "state": now}
     if name not in PATTERNS:
         raise ValueError(f"unknown pattern {name!r}; there are {list(PATTERNS)}")
-    if name not in ("act", "act_prefix") and not horizon.future:
+    if name not in ACTING and not horizon.future:
         raise ValueError(f"pattern {name!r} needs future frames; data.future is 0")
+    at = horizon.grid if offsets is None else tuple(int(o) for o in offsets)
+    if name not in ACTING and (
+        not at or list(at) != sorted(set(at)) or not 1 <= at[0] <= at[-1] <= horizon.reach
+    ):
+        raise ValueError(
+            f"a question about future frames names them in ascending order, from 1 to "
+            f"{horizon.reach} after now; found {list(at)}"
+        )
     if name == "act":
-        return Pattern(name, seen, {"action": chunk})
+        return Pattern(name, seen, {"action": chunk}, at)
     if name == "act_prefix":
         if not 0 <= prefix < horizon.chunk:
             raise ValueError(f"a committed prefix is in [0, {horizon.chunk}), found {prefix}")
         given = seen | ({"action": slice(0, prefix)} if prefix else {})
-        return Pattern(name, given, {"action": slice(prefix, None)})
+        return Pattern(name, given, {"action": slice(prefix, None)}, at)
     if name == "forward":
-        return Pattern(name, seen | {"action": chunk}, {"video": later, "state": later})
+        return Pattern(name, seen | {"action": chunk}, {"video": later, "state": later}, at)
     if name == "inverse":  # no future state: absolute joint targets would leak through it
-        return Pattern(name, {"video": every, "state": now}, {"action": chunk})
+        return Pattern(name, {"video": every, "state": now}, {"action": chunk}, at)
     if name == "video":
-        return Pattern(name, seen, {"video": later})
-    return Pattern(name, seen, {"action": chunk, "video": later, "state": later})
+        return Pattern(name, seen, {"video": later}, at)
+    if name == "reach":  # the goal is the last of its frames; those between are left out
+        goal: Steps = [*range(horizon.past), horizon.past + len(at) - 1]
+        return Pattern(name, {"video": goal, "state": now}, {"action": chunk}, at)
+    return Pattern(name, seen, {"action": chunk, "video": later, "state": later}, at)
 
 
 def unknown_kinds(kinds: Sequence[str]) -> list[str]:

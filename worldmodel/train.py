@@ -22,12 +22,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from . import checkpoint
-from .data import Order, Windows
+from .data import Orders, Windows
 from .diagnostics import teacher_signal
 from .distributed import ALONE, World
 from .interrupt import stop_on_signal
@@ -180,6 +181,10 @@ class Run:
         self.config, self.last, self.world = config, last, world
         self.optimizers = make_optimizers(objective, config)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        # The success head learns apart from the rest: it must not press down its gradients.
+        head = objective.model.success
+        apart = {id(p) for p in head.parameters()} if head is not None else set()
+        self.clipped = [p for p in self.parameters if id(p) not in apart]
         self.state = state = restore(last, objective, self.optimizers) if last else RunState()
         if state.dtype is None:
             chosen = world.leader(lambda: choose_dtype(config.dtype, objective.device))
@@ -193,12 +198,12 @@ class Run:
         self.keeper: checkpoint.Keeper | None = None
         self.record: Record | None = None
         if world.leads:
-            self.keeper = checkpoint.Keeper(out / "checkpoints")
+            self.keeper = checkpoint.Keeper(out / "checkpoints", config.keep_every)
             clear_ahead(self.keeper.root, int(last.name) if last else -1)
             if state.best_step is not None:  # perhaps killed between moving its two links
                 self.keeper.write(state.best_step, never_written, ("best",))
             self.record = Record(out, config, state.step, state.pending)
-        self.order = Order(len(train), config.batch_size, seed)
+        self.orders = Orders(train, config.batch_size, seed, objective.sources)
         self.begun = time.perf_counter() - state.seconds
 
     @property
@@ -260,7 +265,7 @@ class Run:
             self.diagnose()
         names = [self.learn(micro, diagnose) for micro in range(config.accumulate)]
         self.world.add_all([p.grad for p in self.parameters])
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, config.clip))
+        norm = float(nn.utils.clip_grad_norm_(self.clipped, config.clip))
         require_finite(norm, "gradient norm", step, ", ".join(names))
         for optimizer in self.optimizers:
             optimizer.step()
@@ -277,9 +282,10 @@ class Run:
         """
         objective, step, world = self.objective, self.state.step, self.world
         chosen = objective.choose(step, micro)
-        indices = self.order.batch(step * self.config.accumulate + micro)
+        indices = self.orders.batch(chosen.source, step * self.config.accumulate + micro)
         indices = indices[world.rows(len(indices))]
-        window = self.train.batch(indices, future=objective.needs_future(chosen))
+        ahead = np.array(chosen.offsets) if chosen.has_future else None
+        window = self.train.batch(indices, future=chosen.has_future, offsets=ahead)
         window = window.to(objective.device)
         with self.autocast():
             losses = objective.losses(window, chosen, step, micro, diagnose, world)
@@ -299,10 +305,10 @@ class Run:
         """Log what the teacher has to teach in each pattern, on the step's first micro-batch."""
         objective, step = self.objective, self.state.step
         horizon = objective.model.horizon
-        window = self.train.batch(self.order.batch(step * self.config.accumulate))
-        window = window.to(objective.device)
         for name in objective.shares:
             asked = pattern(name, horizon, min(1, horizon.chunk - 1))
+            indices = self.orders.batch(asked.source, step * self.config.accumulate)
+            window = self.train.batch(indices).to(objective.device)
             with self.autocast():
                 self.add(teacher_signal(objective, window, asked, step))
 

@@ -52,6 +52,8 @@ class Spec:
             for, -1 for none; empty where it was not found out.
         action_rank: per action dimension, how many coefficients a polynomial needs to follow its
             chunks; 0 where none does, empty where it was not measured.
+        has_success: the training split says of frames whether the task is solved there, and holds
+            both kinds (see `Window.success`).
     """
 
     cameras: tuple[str, ...]
@@ -65,6 +67,7 @@ class Spec:
     action_kind: str = "unknown"
     action_targets: tuple[int, ...] = ()
     action_rank: tuple[int, ...] = ()
+    has_success: bool = False
 
     @property
     def state_dim(self) -> int:
@@ -132,9 +135,13 @@ class Window:
         action: float32 ``[B, K, A]``; step k leaves frame ``now + k``.
         frame_valid: bool ``[B, T]``, False where the frame lies outside the episode
             (its content is then the nearest frame inside).
-        action_valid: bool ``[B, K]``, False past the episode's end (last action repeated).
+        action_valid: bool ``[B, K]``, False past the episode's end (last action repeated), and
+            throughout where the episode has no actions (zeros).
         task: int64 ``[B]``, index into ``Spec.tasks``; -1 for "no task".
         index: int64 ``[B]``, the window's number in its split.
+        success: int8 ``[B, T]``, whether the world at that frame counts as solved: 1 or 0, -1
+            where it is not known (and wherever ``frame_valid`` is False). None where whoever made
+            the window does not say; the dataset always does.
     """
 
     video: dict[str, Tensor]
@@ -144,14 +151,16 @@ class Window:
     action_valid: Tensor
     task: Tensor
     index: Tensor
+    success: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Window:
         """The same window on another device."""
         moved: dict[str, Any] = {
-            f.name: getattr(self, f.name).to(device, non_blocking=True)
+            f.name: None if (value := getattr(self, f.name)) is None
+            else value.to(device, non_blocking=True)
             for f in dataclasses.fields(self)
             if f.name != "video"
-        }
+        }  # fmt: skip
         video = {k: v.to(device, non_blocking=True) for k, v in self.video.items()}
         return Window(video=video, **moved)
 

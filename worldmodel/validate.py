@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from .data import Windows
+from .data import Windows, members
 from .flow import interpolate, velocity_from_data
 from .model import Clock, token_times
-from .selfflow import SelfFlow, masked_mean
+from .selfflow import SelfFlow, masked_mean, until_last_frame
 from .streams import generator
+from .success import success_loss
 from .tokens import pattern
+from .types import Window
 
 TIMES = (0.2, 0.5, 0.8)
 PREFIX = 4  # committed actions in the pattern "act_prefix", where chunks are long enough
@@ -34,18 +38,26 @@ def validate(
     """
     model, config = objective.ema.model, objective.config
     device = objective.device
-    indices = np.linspace(0, len(windows) - 1, min(count, len(windows))).astype(np.int64)
-    window = windows.batch(np.unique(indices)).to(device)
+    found = {source: _some(windows, source, count, device) for source in objective.sources}
     regression = config.name == "regression"
     logs: dict[str, float] = {}
     prefix = min(PREFIX, model.horizon.chunk - 1)
     for name in objective.shares:
-        given_steps, wanted_steps = model.slices_of(pattern(name, model.horizon, prefix))
+        asked = pattern(name, model.horizon, prefix)
+        window = found[asked.source]
+        if window is None:
+            continue
+        if name == "forward":
+            window = replace(window, action=until_last_frame(window.action, asked))
+        given_steps, wanted_steps = model.slices_of(asked)
         given = objective.inputs.patches(window, given_steps)
         target = objective.inputs.patches(window, wanted_steps)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             encoded = model.encode(given, given_steps, window.task)
         sums: dict[str, list[float]] = {}
+        future = (
+            window.success if window.success is None else window.success[:, model.horizon.past :]
+        )
         for t in (1.0,) if regression else TIMES:
             source = generator(0, "validation", int(100 * t))
             clock = Clock({n: torch.full((len(window.task), 1), t, device=device) for n in target})
@@ -60,9 +72,21 @@ def validate(
                 error = (out.velocity[n] - aim).square().mean(dim=(2, 3))
                 ok = objective.inputs.valid(window, n, wanted_steps[n], config.padded_actions)
                 sums.setdefault(n, []).append(float(masked_mean(error, ok)))
+            if out.success is not None and future is not None and (future >= 0).any():
+                wrong, known = success_loss(out.success, future)
+                sums.setdefault("success", []).append(float(wrong / known))
         for n, values in sums.items():
             logs[f"validation/{name}/{n}"] = sum(values) / len(values)
     logs["validation/score"] = logs.get(
         "validation/act/action", sum(logs.values()) / max(1, len(logs))
     )
     return logs
+
+
+def _some(windows: Windows, source: str, count: int, device: torch.device) -> Window | None:
+    """Up to `count` windows of a population, spread evenly; None where it has none."""
+    there = members(windows, source)
+    if not len(there):
+        return None
+    at = np.linspace(0, len(there) - 1, min(count, len(there))).astype(np.int64)
+    return windows.batch(there[np.unique(at)]).to(device)

@@ -11,7 +11,7 @@ from worldmodel.checkpoint import Checkpoint
 from worldmodel.inputs import Inputs
 from worldmodel.model import Clock, ModelConfig, WorldModel
 from worldmodel.selfflow import ObjectiveConfig
-from worldmodel.tokens import Horizon, Pattern, pattern
+from worldmodel.tokens import Horizon, Pattern, Steps, pattern
 from worldmodel.types import STATISTICS, Spec, Window
 
 HORIZON = Horizon(past=2, past_stride=2, future=2, future_stride=2, chunk=6)
@@ -101,7 +101,7 @@ class Question:
         self.given_steps, self.wanted_steps = model.slices_of(self.pattern)
         g = torch.Generator().manual_seed(seed)
 
-        def draw(steps: dict[str, slice]) -> dict[str, Tensor]:
+        def draw(steps: dict[str, Steps]) -> dict[str, Tensor]:
             found = {}
             for n, part in steps.items():
                 m = model.modalities[n]

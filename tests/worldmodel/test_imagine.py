@@ -8,6 +8,7 @@ import torch
 from tests.worldmodel.models import SPECS, make_checkpoint, make_model
 from worldmodel.imagine import imagine
 from worldmodel.sampler import draw_noise, sample
+from worldmodel.selfflow import until_last_frame
 from worldmodel.streams import generator
 from worldmodel.tokens import Horizon, pattern
 
@@ -58,10 +59,11 @@ def test_one_window_is_what_the_sampler_gives() -> None:
     task = torch.tensor([1, -1])
     found = imagine(opened, video, state, actions[:, :6], task=task, steps=3, seed=5)
     question = pattern("forward", HORIZON)
-    values = {"video/front": video["front"], "state": state, "action": actions}
+    known = until_last_frame(actions, question)
+    values = {"video/front": video["front"], "state": state, "action": known}
     given = {n: opened.inputs.normalize(n, v) for n, v in values.items()}
-    noise = draw_noise(opened.model, question, 2, generator(5, "imagine", 0))
-    out = sample(opened.model, question, given, task, noise, 3, opened.objective.time)
+    noise = draw_noise(opened.model, question, 2, generator(5, "imagine", 0, 0))
+    out = sample(opened.model, question, given, task, noise, 3, opened.objective.time).data
     frames = opened.inputs.denormalize("video/front", out["video/front"])
     assert torch.equal(found.video["front"][:, :2], frames)
     assert found.state is not None

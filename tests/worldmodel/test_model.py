@@ -7,7 +7,7 @@ import torch
 
 from tests.worldmodel.models import HORIZON, SPECS, Question, make_model
 from worldmodel.backbone import Block, Rotary, rotate
-from worldmodel.model import Clock, ModelConfig, WorldModel
+from worldmodel.model import MASK_BIAS, Clock, ModelConfig, WorldModel
 from worldmodel.tokens import PATTERNS
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
@@ -172,6 +172,8 @@ def test_a_fresh_model_imagines_the_last_past_frame_again() -> None:
     data = question.ask().data
     for name in ("video/front", "state"):
         now = question.given[name][:, HORIZON.past - 1 : HORIZON.past]
+        if name in fresh.masked:  # its new pixels are zeros still, of which a little shows
+            now = now * (1 - torch.sigmoid(torch.tensor(MASK_BIAS)))
         torch.testing.assert_close(data[name], now.expand_as(data[name]))
 
 

@@ -88,7 +88,7 @@ def answer(trained: Trained, name: str) -> dict[str, Tensor]:
     target = objective.inputs.patches(window, wanted_steps)
     noise = {n: torch.randn(v.shape, generator=generator(1, n)) for n, v in target.items()}
     time = objective.config.time
-    found = sample(model, question, given, window.task, noise, FLOW_STEPS, time)
+    found = sample(model, question, given, window.task, noise, FLOW_STEPS, time).data
     return {n: model.modalities[n].unpatch(v) for n, v in found.items()}
 
 

@@ -22,7 +22,7 @@ def run(question: Question, steps: int = 3, **options) -> dict[str, torch.Tensor
         question.noisy,
         steps,
         **options,
-    )
+    ).data
 
 
 @pytest.mark.parametrize("prediction", ["x", "velocity"])

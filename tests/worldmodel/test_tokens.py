@@ -74,12 +74,14 @@ def test_given_and_wanted_steps_never_overlap(name, past, future, chunk, prefix)
     assert question.wanted
     lengths = {"video": past + future, "state": past + future, "action": chunk}
     for kind, length in lengths.items():
-        steps = range(length)
-        given_steps = set(steps[question.given[kind]]) if kind in question.given else set()
-        wanted = set(steps[question.wanted[kind]]) if kind in question.wanted else set()
+        steps = torch.arange(length)
+        given_steps, wanted = (
+            set(steps[part[kind]].tolist()) if kind in part else set()
+            for part in (question.given, question.wanted)
+        )
         assert not given_steps & wanted
         if kind == "action":
-            assert not wanted or given_steps | wanted == set(steps)
+            assert not wanted or given_steps | wanted == set(steps.tolist())
         else:
             assert set(range(past)) <= given_steps  # the past is always given
     everything = {**question.given, **question.wanted}
@@ -94,8 +96,8 @@ def test_inverse_dynamics_sees_no_future_state() -> None:
 def test_an_empty_prefix_is_acting_afresh() -> None:
     act, prefixed = pattern("act", Horizon()), pattern("act_prefix", Horizon(), prefix=0)
     assert prefixed.given == act.given
-    steps = range(Horizon().chunk)
-    assert steps[prefixed.wanted["action"]] == steps[act.wanted["action"]]
+    steps = torch.arange(Horizon().chunk)
+    assert torch.equal(steps[prefixed.wanted["action"]], steps[act.wanted["action"]])
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_accumulation_averages_the_gradients_of_its_micro_batches(
     order = Order(len(data.train), config.batch_size, 0)
     for micro in range(2):
         chosen = other.choose(0, micro)
-        window = data.train.batch(order.batch(micro), future=other.needs_future(chosen))
+        window = data.train.batch(order.batch(micro), future=chosen.has_future)
         (other.losses(window, chosen, 0, micro).total / 2).backward()
     for optimizer in make_optimizers(other, config):
         optimizer.step()

@@ -6,10 +6,11 @@
 """
 
 from .config import DataConfig, KeysConfig
-from .dataset import Data, Facts, open_data, read_facts, split_episodes
+from .dataset import Data, Facts, open_data, read_facts
+from .episodes import split_episodes
 from .errors import DatasetError
 from .normalize import Normalizer, frames_to_float, frames_to_uint8
-from .order import Order
+from .order import Order, Orders, members
 from .resize import resize_frames
 from .windows import Windows
 
@@ -21,9 +22,11 @@ __all__ = [
     "KeysConfig",
     "Normalizer",
     "Order",
+    "Orders",
     "Windows",
     "frames_to_float",
     "frames_to_uint8",
+    "members",
     "open_data",
     "read_facts",
     "resize_frames",

@@ -54,12 +54,14 @@ def training_settings(
         ``data.KEY`` -> value, in the order of a command line.
     """
     settings: dict[str, Any] = {"data.root": _root(config.roots())}
-    for role in ("action", "state", "images"):
+    for role in ("action", "state", "images", "demonstration", "success"):
         if (name := getattr(config.keys, role)) is not None:
             settings[f"data.keys.{role}"] = name
     whole = _episodes_without_nan(facts)
     if whole is not None or config.episodes is not None:
         settings["data.episodes"] = config.episodes if whole is None else whole
+    if config.action_free is not None:
+        settings["data.action_free"] = config.action_free
     if cameras:
         settings["data.image_size"] = _image_size(cameras[0]["height"], cameras[0]["width"])
     fps = facts["fps"] or min(d["fps"] for d in facts["datasets"])
@@ -82,7 +84,7 @@ def training_settings(
 def training_commands(facts: dict[str, Any], settings: dict[str, Any]) -> dict[str, str]:
     """Command lines of ``scripts.train``: ``trial`` (of seconds, does it fit?) and ``train``."""
     size = "small" if facts["frames"] >= 20_000 else "tiny"
-    sure = {"data.root", "data.action_kind", "data.episodes"}
+    sure = {"data.root", "data.action_kind", "data.episodes", "data.action_free"}
     trial = {k: v for k, v in settings.items() if k in sure or k.startswith("data.keys")}
     return {
         "trial": _command([*_words(trial), "experiment=debug", "out=outputs/trial"]),
@@ -296,7 +298,9 @@ def _of_pictures(cameras: Sequence[dict[str, Any]]) -> list[Notice]:
 
 def _of_content(facts: dict[str, Any]) -> list[Notice]:
     found = []
-    still, same, success = facts["still"], facts["duplicates"], facts["success"]
+    still, same = facts["still"], facts["duplicates"]
+    shown = [row for row in facts["rows"] if row["kind"] == "demonstration"]
+    failed = [row["label"] for row in shown if row["success"] is False]
     if same["episodes"]:
         pairs = [f"{b} = {a}" for a, b in same["episodes"]]
         found.append(
@@ -320,10 +324,10 @@ def _of_content(facts: dict[str, Any]) -> list[Notice]:
                    f"({still['end']['median']:.1f} s) of an episode. A policy learns to wait "
                    "from them; trim long ones.")
         )  # fmt: skip
-    if success and success["k"] < success["n"]:
+    if failed:
         found.append(
-            Notice("note", "failures", f"{success['n'] - success['k']} of {success['n']} episodes "
-                   f"are not marked as a success ({_few(success['failed'])}): everything is "
+            Notice("note", "failures", f"{len(failed)} of {len(shown)} episodes "
+                   f"are not marked as a success ({_few(failed)}): everything is "
                    "imitated alike, failures too, unless data.episodes leaves them out.")
         )  # fmt: skip
     without = [t for t in facts["tasks"] if not t["text"]]

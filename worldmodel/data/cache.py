@@ -1,7 +1,8 @@
 """Decoded, resized frames on disk, laid out so that a window is a few memory copies.
 
 One HDF5 file per (content of a dataset, feature keys, image size): ``frames/CAMERA`` uint8
-``[N, C, H, W]``, ``state`` ``[N, S]`` and ``action`` ``[N, A]`` float32, N the rows of the source.
+``[N, C, H, W]``, ``state`` ``[N, S]`` and ``action`` ``[N, A]`` (where the source has actions)
+float32, N the rows of the source.
 The datasets are contiguous, so each is one stretch of the file, which is memory-mapped: the page
 cache holds hot frames once for all processes, and memory is never spent on copies. The source
 stays the truth: a cache file may be deleted at any time.
@@ -55,7 +56,7 @@ class Cache:
         path: the file.
         frames: camera name -> uint8 ``[N, C, H, W]``.
         state: float32 ``[N, S]``.
-        action: float32 ``[N, A]``.
+        action: float32 ``[N, A]``; no columns where the source has no actions.
     """
 
     path: Path
@@ -128,7 +129,10 @@ def _locked(path: Path) -> Iterator[None]:
 def _map(path: Path, keys: Keys) -> Cache:
     with h5py.File(path, "r") as file:
         frames = {name: _map_one(path, file[f"frames/{name}"]) for name in keys.images}
-        return Cache(path, frames, _map_one(path, file["state"]), _map_one(path, file["action"]))
+        state = _map_one(path, file["state"])
+        if not keys.action:
+            return Cache(path, frames, state, np.empty((len(state), 0), np.float32))
+        return Cache(path, frames, state, _map_one(path, file["action"]))
 
 
 def _map_one(path: Path, dataset: h5py.Dataset) -> np.ndarray:
@@ -146,9 +150,12 @@ def _build(path: Path, source: Source, keys: Keys, size: tuple[int, int], progre
     """Write the cache file; the caller holds its lock."""
     part = path.with_suffix(".part")
     part.unlink(missing_ok=True)  # of a process that died while building
+    vectors = {"state": keys.state, "action": keys.action}
+    if not keys.action:
+        del vectors["action"]
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "state": ((source.rows, feature_width(source.features[keys.state])), np.float32),
-        "action": ((source.rows, feature_width(source.features[keys.action])), np.float32),
+        name: ((source.rows, feature_width(source.features[key])), np.float32)
+        for name, key in vectors.items()
     }
     for name in keys.images:
         shapes[f"frames/{name}"] = ((source.rows, 3, *size), np.uint8)
@@ -159,7 +166,7 @@ def _build(path: Path, source: Source, keys: Keys, size: tuple[int, int], progre
     try:
         _reserve(part, shapes)
         with h5py.File(part, "r+") as file:
-            for name, key in (("state", keys.state), ("action", keys.action)):
+            for name, key in vectors.items():
                 file[name][...] = source.vectors(key)
             total = source.rows * len(keys.images)
             with _bar(total, f"caching {source.root.name}", progress) as advance:

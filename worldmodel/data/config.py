@@ -19,11 +19,16 @@ class KeysConfig:
         action: key of the action vector.
         state: key of the state vector.
         images: keys of the cameras in order, as a list; ``[]`` for none.
+        demonstration: key of the flag that is False in exploratory episodes, whose actions are
+            nothing to imitate.
+        success: key of the flag that says whether the world after the action counts as solved.
     """
 
     action: str | None = None
     state: str | None = None
     images: Any = None
+    demonstration: str | None = None
+    success: str | None = None
 
 
 @dataclass
@@ -46,6 +51,9 @@ class DataConfig:
         validation: share of the episodes that is held out (at least one of two or more, unless 0).
         split_seed: chooses which ones.
         episodes: restrict to these episodes; with several roots one list (or null) a root.
+        action_free: in the same form, episodes that are taken as if they had no actions, whatever
+            is recorded there. A root without an action feature, beside another one that has it,
+            needs no mention.
         cache_dir: where decoded frames go; default ``$SELFFLOW_CACHE``, else the user's cache.
     """
 
@@ -61,6 +69,7 @@ class DataConfig:
     validation: float = 0.05
     split_seed: int = 0
     episodes: Any = None
+    action_free: Any = None
     cache_dir: str | None = None
 
     def roots(self) -> list[str]:

@@ -8,15 +8,24 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..types import Spec, SpecMismatchError
 from .cache import open_cache
 from .config import DataConfig
-from .errors import DatasetError, EmptyError, RootsDisagreeError
-from .keys import Keys, dimension_names, recorded_kind, resolve_keys
+from .episodes import (
+    Kinds,
+    choose_episodes,
+    kinds_of,
+    list_action_free,
+    number_through,
+    split_kinds,
+)
+from .errors import RootsDisagreeError
+from .keys import FLAGS, Keys, dimension_names, recorded_kind, resolve_roots
+from .labels import solved_frames
 from .source import Episode, Source, open_source
 from .stats import action_kind, action_rank, action_targets, require_finite, statistics
 from .video import require_whole_clips
@@ -35,6 +44,8 @@ class Facts:
         spec: facts of the data; its statistics are those of the training episodes.
         train_episodes, validation_episodes: ascending. With several roots, episodes are numbered
             through all of them in order.
+        action_free_episodes: those of both splits that have no actions.
+        exploratory_episodes: those of both splits whose actions are nothing to imitate.
         fingerprint: of the content of the roots and the chosen keys; equal for copies.
         keys: feature keys of each root, in order.
         roots: as the user gave them.
@@ -43,6 +54,8 @@ class Facts:
     spec: Spec
     train_episodes: list[int]
     validation_episodes: list[int]
+    action_free_episodes: list[int]
+    exploratory_episodes: list[int]
     fingerprint: str
     keys: tuple[Keys, ...]
     roots: tuple[str, ...]
@@ -72,8 +85,15 @@ class Data(Facts):
             f"  train       {len(self.train):,} windows of {len(self.train_episodes)} episodes",
             f"  validation  {len(self.validation):,} windows of "
             f"{len(self.validation_episodes)} episodes",
-            f"  fingerprint {self.fingerprint}",
         ]
+        for name, some in (
+            ("exploratory", self.exploratory_episodes),
+            ("action-free", self.action_free_episodes),
+        ):
+            if some:
+                held = len({*some} & {*self.validation_episodes})
+                lines.append(f"  {name} {len(some)} episodes, {held} of them for validation")
+        lines.append(f"  fingerprint {self.fingerprint}")
         return "\n".join(lines)
 
 
@@ -97,16 +117,29 @@ def open_data(config: DataConfig, *, progress: bool = True) -> Data:
         open_cache(source, key, config.size(), directory, progress=progress)
         for source, key in zip(opened.sources, opened.keys, strict=True)
     ]
-    vectors = [(cache.state, cache.action) for cache in caches]
-    spans, task, facts = _facts(config, opened, vectors)
+    vectors = [(cache.state, _filled(cache.action, opened.specs[0])) for cache in caches]
+    spans, task, solved, facts = _facts(config, opened, vectors)
     frames = {c: Rows([cache.frames[c] for cache in caches]) for c in facts.spec.cameras}
-    state, action = Rows([c.state for c in caches]), Rows([c.action for c in caches])
+    state, action = (Rows(parts) for parts in zip(*vectors, strict=True))
     past = np.arange(1 - config.past, 1) * config.past_stride
     future = np.arange(1, config.future + 1) * config.future_stride
 
+    without, explored = set(facts.action_free_episodes), set(facts.exploratory_episodes)
+
     def windows(numbers: list[int]) -> Windows:
-        where = [(n, *spans[n]) for n in numbers]
-        return Windows(frames, state, action, task, where, past, future, config.chunk)
+        return Windows(
+            frames,
+            state,
+            action,
+            task,
+            [(n, *spans[n]) for n in numbers],
+            past,
+            future,
+            config.chunk,
+            success=solved,
+            has_action=[n not in without for n in numbers],
+            demonstrated=[n not in explored for n in numbers],
+        )
 
     return Data(
         **{f.name: getattr(facts, f.name) for f in fields(Facts)},
@@ -122,86 +155,156 @@ def read_facts(config: DataConfig) -> Facts:
         DatasetError: as `open_data` does, but for what is wrong with frames.
     """
     opened = _open(config)
-    vectors = [
-        (source.vectors(key.state), source.vectors(key.action))
-        for source, key in zip(opened.sources, opened.keys, strict=True)
-    ]
-    return _facts(config, opened, vectors)[2]
+    vectors = []
+    for source, key in zip(opened.sources, opened.keys, strict=True):
+        none = np.empty((source.rows, 0), np.float32)
+        actions = source.vectors(key.action) if key.action else none
+        vectors.append((source.vectors(key.state), _filled(actions, opened.specs[0])))
+    return _facts(config, opened, vectors)[-1]
 
 
 class _Opened(NamedTuple):
-    """Roots that were found, understood and agree."""
+    """Roots that were found, understood and agree.
+
+    `chosen` are the episodes to use of every root, `action_free` those without actions, used or
+    not.
+    """
 
     sources: list[Source]
     keys: list[Keys]
     specs: list[Spec]
     chosen: list[list[Episode]]
+    action_free: list[list[Episode]]
 
 
 def _open(config: DataConfig) -> _Opened:
     config.check()
     sources = [open_source(root) for root in config.roots()]
-    keys = [resolve_keys(s.features, config.keys, s.name) for s in sources]
-    specs = [_spec(s, k, config.size()) for s, k in zip(sources, keys, strict=True)]
+    keys = resolve_roots([(s.features, s.name) for s in sources], config.keys)
+    specs = follow_actions([_spec(s, k, config.size()) for s, k in zip(sources, keys, strict=True)])
     # A kind that the user states overrules what the roots say of themselves.
     stated = () if config.action_kind == "auto" else ("action_kind",)
     require_agreement(sources, specs, ("robot_type", *stated))
-    return _Opened(sources, keys, specs, choose_episodes(sources, config.episodes))
+    for source, key in zip(sources, keys, strict=True):
+        if not key.action:
+            log.warning("%s has no action feature: its episodes are action-free", source.name)
+    chosen = choose_episodes(sources, config.episodes)
+    action_free = list_action_free(sources, keys, config.action_free)
+    return _Opened(sources, keys, specs, chosen, action_free)
 
 
 def _facts(
     config: DataConfig, opened: _Opened, vectors: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> tuple[dict[int, tuple[int, int]], np.ndarray, Facts]:
+) -> tuple[dict[int, tuple[int, int]], np.ndarray, np.ndarray, Facts]:
     """Split the episodes and measure those that are for training.
 
     Args:
         vectors: states and actions of each root, ``[rows, dimensions]``.
 
     Returns:
-        First row and length of every episode, the task of every row, and the facts.
+        First row and length of every episode, the task of every row, whether the world is solved
+        there, and the facts.
     """
-    sources, keys, specs, chosen = opened
-    for source, key, episodes, (states, actions) in zip(
-        sources, keys, chosen, vectors, strict=True
+    sources, keys, specs, chosen, action_free = opened
+    for source, key, episodes, without, (states, actions) in zip(
+        sources, keys, chosen, action_free, vectors, strict=True
     ):
-        for values, name, names in (
-            (states, key.state, specs[0].state_names),
-            (actions, key.action, specs[0].action_names),
+        acting = [e for e in episodes if e not in without]
+        for values, some, name, names in (
+            (states, episodes, key.state, specs[0].state_names),
+            (actions, acting, key.action, specs[0].action_names),
         ):
-            require_finite(values, episodes, names, name, source.name)
+            require_finite(values, some, names, name, source.name)
 
-    spans = _number_through(sources, chosen)
-    train, validation = split_episodes(list(spans), config.validation, config.split_seed)
+    spans = number_through(sources, chosen)
+    kinds = kinds_of(sources, keys, list(spans), action_free)
+    train, validation = split_kinds(kinds, config.validation, config.split_seed)
     tasks, task = merge_tasks(sources)
-    rows = np.concatenate([np.arange(start, start + n) for start, n in (spans[e] for e in train)])
-    states, actions = (Rows(parts).take(rows).numpy() for parts in zip(*vectors, strict=True))
-    stats = {"state": statistics(states), "action": statistics(actions)}
-    targets = action_targets(states, actions, specs[0].state_names, specs[0].action_names)
-    kind = config.action_kind
-    if kind == "auto":
-        kind = next((s.action_kind for s in specs if s.action_kind != "unknown"), "auto")
-    if kind == "auto":  # deltas are not guessed: too much looks like them
-        kind = action_kind(targets, stats["action"]["std"])
+    solved = np.concatenate([solved_frames(s, k) for s, k in zip(sources, keys, strict=True)])
     robots = {s.robot_type for s in sources}
+    measured = _measure(vectors, spans, train, kinds, specs, config)
+    labels = np.unique(solved[_rows(spans, train)]).tolist()
     spec = replace(
         specs[0],
         tasks=tasks,
-        stats=stats,
         robot_type=robots.pop() if len(robots) == 1 else "",
-        action_kind=kind,
-        action_targets=targets,
-        action_rank=action_rank(_whole_chunks(actions, [spans[e][1] for e in train], config.chunk)),
+        has_success={0, 1} <= set(labels),
+        **measured,
     )
-    content = repr([(s.fingerprint, k) for s, k in zip(sources, keys, strict=True)])
     facts = Facts(
         spec=spec,
         train_episodes=train,
         validation_episodes=validation,
-        fingerprint=hashlib.sha256(content.encode()).hexdigest()[:16],
+        action_free_episodes=kinds.action_free,
+        exploratory_episodes=kinds.exploratory,
+        fingerprint=_fingerprint(sources, keys, action_free),
         keys=tuple(keys),
         roots=tuple(s.name for s in sources),
     )
-    return spans, task, facts
+    return spans, task, solved, facts
+
+
+def _measure(
+    vectors: Sequence[tuple[np.ndarray, np.ndarray]],
+    spans: dict[int, tuple[int, int]],
+    train: list[int],
+    kinds: Kinds,
+    specs: Sequence[Spec],
+    config: DataConfig,
+) -> dict[str, Any]:
+    """What a spec holds of the values of the training episodes.
+
+    Statistics are of all that is there; what actions are for, and how smooth they are, is seen in
+    the demonstrations alone.
+    """
+    every_state, every_action = (Rows(parts) for parts in zip(*vectors, strict=True))
+    free, explored = set(kinds.action_free), set(kinds.exploratory)
+    acting = [n for n in train if n not in free]
+    shown = [n for n in acting if n not in explored]
+    states = every_state.take(_rows(spans, train)).numpy()
+    actions = every_action.take(_rows(spans, acting)).numpy()
+    stats = {"state": statistics(states), "action": statistics(actions)}
+    targets: tuple[int, ...] = ()
+    rank: tuple[int, ...] = ()
+    if shown:
+        if shown != train:
+            rows = _rows(spans, shown)
+            states, actions = every_state.take(rows).numpy(), every_action.take(rows).numpy()
+        targets = action_targets(states, actions, specs[0].state_names, specs[0].action_names)
+        rank = action_rank(_whole_chunks(actions, [spans[n][1] for n in shown], config.chunk))
+    kind = config.action_kind
+    if kind == "auto":
+        kind = next((s.action_kind for s in specs if s.action_kind != "unknown"), "auto")
+    if kind == "auto":  # deltas are not guessed: too much looks like them
+        kind = action_kind(targets, stats["action"]["std"]) if shown else "unknown"
+    return {"stats": stats, "action_kind": kind, "action_targets": targets, "action_rank": rank}
+
+
+def _rows(spans: dict[int, tuple[int, int]], episodes: Sequence[int]) -> np.ndarray:
+    """The rows of some episodes, one after the other."""
+    return np.concatenate(
+        [np.arange(first, first + n) for first, n in map(spans.__getitem__, episodes)]
+    )
+
+
+def _fingerprint(
+    sources: Sequence[Source], keys: Sequence[Keys], action_free: Sequence[Sequence[Episode]]
+) -> str:
+    content = repr([(s.fingerprint, k) for s, k in zip(sources, keys, strict=True)])
+    # Only what differs from what is found without a word, so that fingerprints stay as they were.
+    flags = [(role, getattr(k, role)) for k in keys for role in FLAGS]
+    if any(name not in ("", FLAGS[role]) for role, name in flags):
+        content += repr(flags)
+    if any(action_free):
+        content += repr([[e.number for e in listed] for listed in action_free])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _filled(actions: np.ndarray, spec: Spec) -> np.ndarray:
+    """Zeros (of no memory) in place of the actions of a root that has none."""
+    if actions.shape[1]:
+        return actions
+    return np.broadcast_to(np.float32(0), (len(actions), spec.action_dim))
 
 
 def _whole_chunks(actions: np.ndarray, lengths: Sequence[int], chunk: int) -> np.ndarray:
@@ -216,32 +319,29 @@ def _whole_chunks(actions: np.ndarray, lengths: Sequence[int], chunk: int) -> np
     return actions[starts[some][:, None] + np.arange(chunk)]
 
 
-def split_episodes(episodes: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Hold out a share of the episodes, at random by `seed`.
-
-    At least one is held out of two or more (unless share is 0), and at least one is left.
-
-    Returns:
-        Training and validation episodes, ascending, disjoint, together all.
-    """
-    count = 0
-    if share > 0 and len(episodes) > 1:
-        count = min(max(1, round(share * len(episodes))), len(episodes) - 1)
-    held = set(np.random.default_rng(seed).permutation(np.array(episodes))[:count].tolist())
-    return [e for e in sorted(episodes) if e not in held], sorted(held)
-
-
 def _spec(source: Source, keys: Keys, size: tuple[int, int]) -> Spec:
     """What a single root says about itself, but for tasks and statistics."""
+    actions = source.features[keys.action] if keys.action else None
     return Spec(
         cameras=tuple(keys.images),
         image_size=size,
         state_names=dimension_names(source.features[keys.state], "state"),
-        action_names=dimension_names(source.features[keys.action], "action"),
+        action_names=dimension_names(actions, "action") if actions else (),
         fps=source.fps,
         robot_type=source.robot_type,
-        action_kind=recorded_kind(source.features[keys.action]),
+        action_kind=recorded_kind(actions) if actions else "unknown",
     )
+
+
+def follow_actions(specs: Sequence[Spec]) -> list[Spec]:
+    """What actions are called and mean, where a root has none: as in the first one that has."""
+    leader = next((spec for spec in specs if spec.action_names), specs[0])
+    return [
+        spec
+        if spec.action_names
+        else replace(spec, action_names=leader.action_names, action_kind=leader.action_kind)
+        for spec in specs
+    ]
 
 
 def require_agreement(
@@ -273,60 +373,6 @@ def require_agreement(
     if len({s.robot_type for s in sources}) > 1:
         types = ", ".join(f"{s.name}: {s.robot_type or 'none'}" for s in sources)
         log.warning("the roots name different robots (%s), though all else agrees", types)
-
-
-def choose_episodes(sources: Sequence[Source], wanted: object) -> list[list[Episode]]:
-    """The episodes to use, of every root.
-
-    Raises:
-        DatasetError: malformed or unknown numbers.
-        EmptyError: none is left.
-    """
-    per_root: list[object]
-    if len(sources) == 1:
-        per_root = [wanted]
-    elif wanted is None:
-        per_root = [None] * len(sources)
-    else:
-        per_root = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
-        if len(per_root) != len(sources) or any(isinstance(w, int) for w in per_root):
-            raise DatasetError(
-                f"data.episodes is {wanted!r}; with {len(sources)} roots it takes one list (or "
-                "null for all) a root, as [[0,1],null]"
-            )
-    chosen: list[list[Episode]] = []
-    for source, numbers in zip(sources, per_root, strict=True):
-        if numbers is None:
-            chosen.append(list(source.episodes))
-            continue
-        if not isinstance(numbers, (list, tuple)) or not all(type(n) is int for n in numbers):
-            raise DatasetError(f"data.episodes is {numbers!r}; it takes numbers, as [0,1,5]")
-        existing = {e.number for e in source.episodes}
-        if unknown := sorted(set(numbers) - existing):
-            raise DatasetError(
-                f"data.episodes: {source.name} has no episodes {unknown}; it has "
-                f"{len(existing)}, {min(existing)} to {max(existing)}"
-            )
-        chosen.append([e for e in source.episodes if e.number in set(numbers)])
-    if not any(chosen):
-        raise EmptyError("data.episodes leaves no episode")
-    return chosen
-
-
-def _number_through(
-    sources: Sequence[Source], chosen: Sequence[Sequence[Episode]]
-) -> dict[int, tuple[int, int]]:
-    """First row and length of the chosen episodes, episodes and rows counted through all roots."""
-    spans: dict[int, tuple[int, int]] = {}
-    number = row = 0
-    for source, episodes in zip(sources, chosen, strict=True):
-        wanted = set(episodes)
-        for i, episode in enumerate(source.episodes, start=number):
-            if episode in wanted:
-                spans[i] = (row + episode.start, episode.length)
-        number += len(source.episodes)
-        row += source.rows
-    return spans
 
 
 def merge_tasks(sources: Sequence[Source]) -> tuple[tuple[str, ...], np.ndarray]:

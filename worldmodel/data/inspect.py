@@ -36,7 +36,7 @@ def inspect_recording(recording: Recording) -> dict[str, Any]:
         ``datasets`` (one entry a root), ``episodes``, ``frames``, ``seconds``, ``fps`` (None
         where the roots differ), ``lengths``, ``timing``, ``state`` and ``action`` (see
         `_vector`), ``semantics`` (see `action_semantics`), ``still``, ``duplicates``, ``tasks``,
-        ``success``, and ``rows``, one entry an episode.
+        ``success``, ``kinds`` (see `_kinds`), and ``rows``, one entry an episode.
     """
     lengths = np.array([span.length for span in recording.spans])
     seconds = np.array([span.seconds for span in recording.spans])
@@ -65,6 +65,7 @@ def inspect_recording(recording: Recording) -> dict[str, Any]:
         "duplicates": _duplicates(recording),
         "tasks": _tasks(recording),
         "success": success,
+        "kinds": _kinds(recording),
     }
     facts["rows"] = [
         {
@@ -73,6 +74,7 @@ def inspect_recording(recording: Recording) -> dict[str, Any]:
             "label": recording.label(span),
             "frames": span.length,
             "seconds": span.seconds,
+            "kind": span.kind,
             "task": _task_of(recording, span),
             "success": None
             if recording.success is None
@@ -171,7 +173,7 @@ def _timing(recording: Recording) -> dict[str, Any] | None:
 def _vector(
     values: np.ndarray, names: Sequence[str], recording: Recording, role: str
 ) -> dict[str, Any] | None:
-    """One vector: ``key``, ``unit``, ``not_finite`` and ``dimensions``.
+    """One vector, where it is recorded: ``key``, ``unit``, ``not_finite`` and ``dimensions``.
 
     A dimension has the statistics of `statistics`, ``constant``, ``switch`` (almost always at one
     of its two extremes), ``at_min`` and ``at_max`` (share of the samples there), ``saturated``
@@ -180,7 +182,11 @@ def _vector(
     """
     if not values.shape[1]:
         return None
-    key = getattr(recording.keys[0], role)
+    spans = recording.acting if role == "action" else recording.spans
+    root = spans[0].root
+    key = getattr(recording.keys[root], role)
+    if len(spans) < len(recording.spans):
+        values = np.concatenate([values[span.rows] for span in spans])
     fine = np.isfinite(values)
     dimensions = []
     for d, name in enumerate(names):
@@ -216,10 +222,11 @@ def _vector(
                 "not_finite": int(np.sum(~fine[:, d])),
             }
         )
-    bad = [s for s in recording.spans if not fine[s.rows].all()]
+    edges = np.cumsum([0, *(span.length for span in spans)])
+    bad = [s for s, first in zip(spans, edges, strict=False) if not fine[first:][: s.length].all()]
     return {
         "key": key,
-        "unit": _unit(recording.sources[0].features[key]),
+        "unit": _unit(recording.sources[root].features[key]),
         "unit_guess": _unit_guess([d for d in dimensions if d["min"] is not None]),
         "not_finite": int(np.sum(~fine)),
         "bad_episodes": [recording.label(s) for s in bad],
@@ -354,6 +361,17 @@ def _success(recording: Recording) -> dict[str, Any] | None:
     won = [bool(recording.success[s.rows].any()) for s in recording.spans]
     failed = [recording.label(s) for s, w in zip(recording.spans, won, strict=True) if not w]
     return {"key": recording.success_key, "k": sum(won), "n": len(won), "failed": failed}
+
+
+def _kinds(recording: Recording) -> dict[str, Any]:
+    """How many episodes are what, and how many frames carry a mark of success (None: no marks)."""
+    kinds = [span.kind for span in recording.spans]
+    return {
+        "demonstrations": kinds.count("demonstration"),
+        "exploratory": kinds.count("exploratory"),
+        "action_free": kinds.count("action-free"),
+        "success_frames": None if recording.success is None else int(recording.success.sum()),
+    }
 
 
 # --- pictures ------------------------------------------------------------------------------------

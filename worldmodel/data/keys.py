@@ -1,13 +1,15 @@
 """Which feature is the state, which the action, which are cameras, and what they are called.
 
 LeRobot's own names come first: ``action``, ``observation.state``, ``observation.images.*``. Real
-datasets also say ``actions``, ``state``, ``image``; those are taken where only one fits.
+datasets also say ``actions``, ``state``, ``image``; those are taken where only one fits. Two flags
+may be there besides: ``demonstration`` and ``next.success``.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from .config import KeysConfig
@@ -20,63 +22,151 @@ BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index
 NUMBERS = ("float", "int", "uint")
 ACTION_NAMES = {"action", "actions"}
 STATE_NAMES = {"state", "states", "proprio", "qpos", "agent_pos", "robot_state", "joint_state"}
+FLAGS = {"demonstration": "demonstration", "success": "next.success"}  # where nobody says which
 RECORDED_KINDS = ("absolute", "delta", "unknown")
 CAMERA_PREFIXES = ("observation.images.", "observation.image.", "observation.", "images.", "image.")
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Feature keys of one dataset; `images` maps camera names to keys, in order."""
+    """Feature keys of one dataset; `images` maps camera names to keys, in order.
+
+    "" for an action or a flag that it does not have. The flags are small and never cached, so they
+    stay out of the ``repr`` that cache files and fingerprints are named by.
+    """
 
     action: str
     state: str
     images: dict[str, str]
+    demonstration: str = field(default="", repr=False)
+    success: str = field(default="", repr=False)
 
 
-def resolve_keys(features: dict[str, dict[str, Any]], wanted: KeysConfig, where: str) -> Keys:
+Root = tuple[dict[str, dict[str, Any]], str]  # features of ``info.json``, and a name for messages
+
+
+def resolve_roots(roots: Sequence[Root], wanted: KeysConfig) -> list[Keys]:
+    """`resolve_keys` of every root; one without actions is fine beside one that has some.
+
+    Raises:
+        KeysError: as `resolve_keys` does; or what the user named is in no root.
+    """
+    _require_flags(roots, wanted)
+    free = _without_actions(roots, wanted)
+    if all(free) and len(roots) > 1:
+        names = ", ".join(where for _, where in roots)
+        raise KeysError(
+            f"no root has an action feature ({names}): episodes without actions are learnt from "
+            "beside others that have some. Add a root with actions, or say which feature they "
+            f"are with data.keys.action=NAME.{_listing(roots[0][0])}"
+        )
+    return [
+        resolve_keys(features, wanted, where, actions=not without or len(roots) == 1)
+        for (features, where), without in zip(roots, free, strict=True)
+    ]
+
+
+def resolve_keys(
+    features: dict[str, dict[str, Any]], wanted: KeysConfig, where: str, *, actions: bool = True
+) -> Keys:
     """Find what the user did not name, check what they did.
 
     Args:
         features: of ``info.json``.
         wanted: the user's names.
         where: the dataset, for messages.
+        actions: False for a dataset that has none.
 
     Raises:
         KeysError: missing, ambiguous or of the wrong kind; lists what there is.
     """
     state = ("observation.state", STATE_NAMES)
+    action = ("action", ACTION_NAMES)
     return Keys(
-        action=_vector("action", wanted.action, ("action", ACTION_NAMES), features, where),
+        action=_vector("action", wanted.action, action, features, where) if actions else "",
         state=_vector("state", wanted.state, state, features, where),
         images=_images(wanted.images, features, where),
+        **_flags(wanted, features, where),
     )
 
 
-def find_keys(
-    features: dict[str, dict[str, Any]], wanted: KeysConfig, where: str
-) -> tuple[Keys, dict[str, str]]:
-    """Like `resolve_keys`, for a dataset that need not be fit to learn from.
+def find_roots(roots: Sequence[Root], wanted: KeysConfig) -> tuple[list[Keys], dict[str, str]]:
+    """Like `resolve_roots`, for datasets that need not be fit to learn from.
 
     Returns:
         The keys, "" for a vector that is missing or ambiguous though the user named none; and
-        for every such one, ``action`` or ``state``, the error of `resolve_keys`.
+        for every such one, ``action`` or ``state``, the error of `resolve_keys`. That a root has
+        no actions is no error beside one that has some.
 
     Raises:
         KeysError: what the user named is missing or of the wrong kind.
     """
+    _require_flags(roots, wanted)
+    free = _without_actions(roots, wanted)
+    keys: list[Keys] = []
+    problems: dict[str, str] = {}
+    for (features, where), without in zip(roots, free, strict=True):
+        found, missing = _find_keys(features, wanted, where, actions=not without or all(free))
+        keys.append(found)
+        problems |= missing
+    return keys, problems
+
+
+def _find_keys(
+    features: dict[str, dict[str, Any]], wanted: KeysConfig, where: str, actions: bool
+) -> tuple[Keys, dict[str, str]]:
     problems: dict[str, str] = {}
     found = {}
     for role, name, known in (
         ("action", wanted.action, ("action", ACTION_NAMES)),
         ("state", wanted.state, ("observation.state", STATE_NAMES)),
     ):
+        if role == "action" and not actions:
+            found[role] = ""
+            continue
         try:
             found[role] = _vector(role, name, known, features, where)
         except KeysError as error:
             if name is not None:
                 raise
             found[role], problems[role] = "", str(error)
-    return Keys(**found, images=_images(wanted.images, features, where)), problems
+    images = _images(wanted.images, features, where)
+    return Keys(**found, images=images, **_flags(wanted, features, where)), problems
+
+
+def _without_actions(roots: Sequence[Root], wanted: KeysConfig) -> list[bool]:
+    """Which roots have nothing that is, or could be taken for, an action."""
+    return [
+        wanted.action not in features and not _fitting(("action", ACTION_NAMES), features)
+        for features, _ in roots
+    ]
+
+
+def _require_flags(roots: Sequence[Root], wanted: KeysConfig) -> None:
+    """Refuse a flag that the user names and no root has."""
+    for role in FLAGS:
+        name = getattr(wanted, role)
+        if name is not None and not any(name in features for features, _ in roots):
+            _require(name, role, *roots[0])
+
+
+def _flags(wanted: KeysConfig, features: dict[str, dict[str, Any]], where: str) -> dict[str, str]:
+    """Keys of the flags, one bool a frame each; "" for one that is not there."""
+    found = {}
+    for role, standard in FLAGS.items():
+        name = getattr(wanted, role)
+        key = standard if name is None else name
+        fits = key in features and (
+            str(features[key]["dtype"]) == "bool" and feature_width(features[key]) == 1
+        )
+        if name is not None and name in features and not fits:
+            feature = features[name]
+            raise KeysError(
+                f"data.keys.{role}={name}: that feature of {where} is {feature['dtype']} "
+                f"{list(feature['shape'])}, not one bool a frame.{_listing(features)}"
+            )
+        found[role] = key if fits else ""
+    return found
 
 
 def dimension_names(feature: dict[str, Any], prefix: str) -> tuple[str, ...]:
@@ -148,7 +238,7 @@ def _vector(
     where: str,
 ) -> str:
     """The key of a vector; `known` is its standard name, and other last parts of names."""
-    standard, names = known
+    standard = known[0]
     vectors = [k for k, f in features.items() if _is_vector(k, f)]
     if wanted is not None:
         _require(wanted, role, features, where)
@@ -159,11 +249,7 @@ def _vector(
                 f"numbers.{_listing(features)}"
             )
         return wanted
-    if standard in vectors:
-        return standard
-    fitting = [
-        k for k in vectors if k.split(".")[-1].lower() in names and not k.startswith("next.")
-    ]
+    fitting = _fitting(known, features)
     if len(fitting) == 1:
         return fitting[0]
     found = f"several could be it ({', '.join(fitting)})" if fitting else f"it has no {standard!r}"
@@ -171,6 +257,15 @@ def _vector(
         f"which feature of {where} is the {role}? {found[0].upper()}{found[1:]}; say which with "
         f"data.keys.{role}=NAME.{_listing(features)}"
     )
+
+
+def _fitting(known: tuple[str, set[str]], features: dict[str, dict[str, Any]]) -> list[str]:
+    """The vectors that bear the standard name, or else one of the other names."""
+    standard, names = known
+    vectors = [k for k, f in features.items() if _is_vector(k, f)]
+    if standard in vectors:
+        return [standard]
+    return [k for k in vectors if k.split(".")[-1].lower() in names and not k.startswith("next.")]
 
 
 def _images(wanted: Any, features: dict[str, dict[str, Any]], where: str) -> dict[str, str]:

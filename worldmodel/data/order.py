@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
+
+from .errors import EmptyError
+from .windows import Windows
 
 
 class Order:
@@ -47,3 +52,49 @@ class Order:
             order = np.random.default_rng([self.seed, epoch]).permutation(self.n)
             self._latest = (epoch, order.astype(np.int64, copy=False))
         return self._latest[1]
+
+
+SOURCES = ("any", "has_action", "demonstrated")
+
+
+class Orders:
+    """An `Order` for each of the populations of windows that patterns are learnt from.
+
+    Args:
+        windows: of the training split.
+        batch_size, seed: see `Order`. A population that holds all windows has their very order.
+        sources: those of `SOURCES` that are needed.
+
+    Raises:
+        EmptyError: a population that is needed has no window.
+    """
+
+    def __init__(self, windows: Windows, batch_size: int, seed: int, sources: Iterable[str]):
+        self._members = {}
+        self._orders = {}
+        for source in sources:
+            self._members[source] = members(windows, source)
+            if not len(self._members[source]):
+                raise EmptyError(
+                    f"no training window is {SAID[source]}, which some patterns of "
+                    "objective.patterns learn from; add demonstrations, or leave those patterns out"
+                )
+            self._orders[source] = Order(len(self._members[source]), batch_size, seed)
+
+    def batch(self, source: str, step: int) -> np.ndarray:
+        """Window numbers of batch `step` of a population: int64 ``[batch_size]``."""
+        return self._members[source][self._orders[source].batch(step)]
+
+
+SAID = {
+    "any": "there",
+    "has_action": "of an episode with actions",
+    "demonstrated": "of a demonstration (an episode whose actions are to be imitated)",
+}
+
+
+def members(windows: Windows, source: str) -> np.ndarray:
+    """The window numbers of one of `SOURCES`, int64, ascending."""
+    if source == "any":
+        return np.arange(len(windows))
+    return np.flatnonzero(getattr(windows, source))

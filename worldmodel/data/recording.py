@@ -15,9 +15,11 @@ import pyarrow as pa
 
 from ..types import Spec
 from .config import DataConfig
-from .dataset import choose_episodes, merge_tasks, require_agreement
+from .dataset import follow_actions, merge_tasks, require_agreement
+from .episodes import choose_episodes, list_action_free
 from .errors import BrokenError
-from .keys import NUMBERS, Keys, dimension_names, find_keys
+from .keys import NUMBERS, Keys, dimension_names, find_roots
+from .labels import exploratory_episodes
 from .source import Episode, Source, feature_width, open_source
 
 SUCCESS_NAMES = {"success", "is_success", "successes"}
@@ -31,6 +33,8 @@ class Span:
         root: number of its source.
         episode: in that source; has its own number there.
         fps: of that source.
+        kind: "demonstration", "exploratory" (actions that are nothing to imitate) or
+            "action-free".
     """
 
     root: int
@@ -38,6 +42,7 @@ class Span:
     first: int
     length: int
     fps: float
+    kind: str
 
     @property
     def rows(self) -> slice:
@@ -56,7 +61,8 @@ class Recording:
         sources, keys: of each root; a key is "" where there is no such feature.
         problems: "action" or "state" -> why it was not found.
         spans: the episodes, in order.
-        state, action: float32 ``[N, S]`` and ``[N, A]``; no columns where there is none.
+        state, action: float32 ``[N, S]`` and ``[N, A]``; no columns where there is none. Actions
+            of action-free episodes are zeros beside those of others.
         state_names, action_names: one per column.
         timestamp: float64 ``[N]`` in seconds as recorded, or None.
         frame_index: int64 ``[N]`` as recorded, or None.
@@ -93,50 +99,71 @@ class Recording:
         where = f" of {self.sources[span.root].name}" if len(self.sources) > 1 else ""
         return f"episode {span.episode.number}{where}"
 
+    @property
+    def acting(self) -> tuple[Span, ...]:
+        """The episodes that have actions."""
+        return tuple(s for s in self.spans if s.kind != "action-free")
+
+    @property
+    def shown(self) -> tuple[Span, ...]:
+        """The demonstrations; without any, all episodes that have actions."""
+        return tuple(s for s in self.spans if s.kind == "demonstration") or self.acting
+
     def spread(self, most_frames: int) -> Iterator[Span]:
-        """Whole episodes, evenly spread, of about `most_frames` frames; at least one."""
-        count = max(1, round(len(self.spans) * min(1.0, most_frames / self.frames)))
-        for place in np.unique(np.linspace(0, len(self.spans) - 1, count).round().astype(int)):
-            yield self.spans[place]
+        """Whole `shown` episodes, evenly spread, of about `most_frames` frames; at least one."""
+        spans = self.shown
+        frames = sum(span.length for span in spans)
+        count = max(1, round(len(spans) * min(1.0, most_frames / frames)))
+        for place in np.unique(np.linspace(0, len(spans) - 1, count).round().astype(int)):
+            yield spans[place]
 
 
 def read_recording(config: DataConfig) -> Recording:
     """Read state, action, times, tasks and success of all chosen episodes.
 
     Args:
-        config: its root, keys and episodes.
+        config: its root, keys, episodes and action_free.
 
     Raises:
         DatasetError: a dataset is missing, broken or in another format, or the roots have
             different cameras, states or actions. Rates and robots may differ.
     """
     sources = tuple(open_source(root) for root in config.roots())
-    found = [find_keys(s.features, config.keys, s.name) for s in sources]
-    keys = tuple(k for k, _ in found)
-    problems = {role: text for _, missing in found for role, text in missing.items()}
-    require_agreement(
-        sources,
-        [_spec(s, k) for s, k in zip(sources, keys, strict=True)],
-        may_differ=("robot_type", "fps"),
-    )
+    found, problems = find_roots([(s.features, s.name) for s in sources], config.keys)
+    keys = tuple(found)
+    specs = follow_actions([_spec(s, k) for s, k in zip(sources, keys, strict=True)])
+    require_agreement(sources, specs, may_differ=("robot_type", "fps"))
     chosen = choose_episodes(sources, config.episodes)
+    action_free = list_action_free(sources, keys, config.action_free)
     tasks, task = merge_tasks(sources)
     spans: list[Span] = []
     rows: list[np.ndarray] = []
     first = start = 0
     for root, (source, episodes) in enumerate(zip(sources, chosen, strict=True)):
+        kinds = dict.fromkeys(exploratory_episodes(source, keys[root]), "exploratory")
+        kinds |= dict.fromkeys(action_free[root], "action-free")
         for episode in episodes:
-            spans.append(Span(root, episode, first, episode.length, source.fps))
+            kind = kinds.get(episode, "demonstration")
+            spans.append(Span(root, episode, first, episode.length, source.fps, kind))
             rows.append(np.arange(episode.length) + start + episode.start)
             first += episode.length
         start += source.rows
     taken = np.concatenate(rows)
-    success_keys = [_success_key(s.features) for s in sources]
+    success_keys = [
+        k.success or _success_key(s.features) for s, k in zip(sources, keys, strict=True)
+    ]
+    acts = np.concatenate([np.full(s.length, s.kind != "action-free") for s in spans])
+    if not acts.any():
+        problems.setdefault("action", "none of the episodes has actions (data.action_free)")
 
-    def vectors(names: list[str]) -> np.ndarray:
-        if not all(names):
+    def vectors(role: str) -> np.ndarray:
+        width = len(getattr(specs[0], f"{role}_names"))
+        if role in problems:
             return np.empty((len(taken), 0), np.float32)
-        parts = [s.vectors(name) for s, name in zip(sources, names, strict=True)]
+        parts = [
+            source.vectors(name) if name else np.zeros((source.rows, width), np.float32)
+            for source, name in zip(sources, (getattr(k, role) for k in keys), strict=True)
+        ]
         return np.concatenate(parts)[taken]
 
     def scalars(names: list[str]) -> np.ndarray | None:
@@ -145,6 +172,8 @@ def read_recording(config: DataConfig) -> Recording:
         parts = [_scalars(s, name) for s, name in zip(sources, names, strict=True)]
         return np.concatenate(parts)[taken]
 
+    action = vectors("action")
+    action[~acts] = 0  # whatever was recorded there, it may be NaN
     frame_index = scalars(["frame_index"] * len(sources))
     success = scalars(success_keys)
     return Recording(
@@ -152,10 +181,10 @@ def read_recording(config: DataConfig) -> Recording:
         keys=keys,
         problems=problems,
         spans=tuple(spans),
-        state=vectors([k.state for k in keys]),
-        action=vectors([k.action for k in keys]),
-        state_names=_names(sources[0], keys[0].state, "state"),
-        action_names=_names(sources[0], keys[0].action, "action"),
+        state=vectors("state"),
+        action=action,
+        state_names=() if "state" in problems else specs[0].state_names,
+        action_names=() if "action" in problems else specs[0].action_names,
         timestamp=scalars(["timestamp"] * len(sources)),
         frame_index=None if frame_index is None else frame_index.astype(np.int64),
         success=None if success is None else success > 0,
