@@ -1,10 +1,12 @@
 """Roll a policy out over seeded episodes, and keep what is needed to judge it.
 
-The world is passed in (this package imports none): a list of plain Gymnasium environments, or a
-function that makes one. Each environment is a *slot* that runs the next episode seed as soon as
-its episode ends. The outcome is a pure function of the seeds: an episode's world is reset with its
-own seed, the policy draws its noise from that seed, and slots share nothing. So one slot and
-sixteen give the same episodes (up to the rounding of a batched matrix product).
+The world is passed in (this package imports none): a list of plain Gymnasium environments, a
+function that makes one, or a vector environment. Each environment is a *slot* that runs the next
+episode seed as soon as its episode ends; those of a vector environment step together, and so they
+run in rounds: the next seeds start when the last episode of a round has ended. The outcome is a
+pure function of the seeds: an episode's world is reset with its own seed, the policy draws its
+noise from that seed, and slots share nothing. So one slot and sixteen give the same episodes (up to
+the rounding of a batched matrix product).
 
 Observations are as LeRobot's evaluation expects them: ``{"pixels": image or {camera: image},
 "agent_pos": vector}``, with ``info["is_success"]`` at every step and reset.
@@ -14,13 +16,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from .statistics import Proportion, proportion
 from .types import Decision, Observation, Policy
@@ -141,7 +145,7 @@ def episode_seeds(episodes: int, seed: int = 0, purpose: str = "reported") -> li
 
 def evaluate(
     policy: Policy,
-    envs: Sequence[gym.Env] | Callable[[], gym.Env],
+    envs: Sequence[gym.Env] | VectorEnv | Callable[[], gym.Env],
     seeds: Sequence[int],
     *,
     num_envs: int = 1,
@@ -154,22 +158,30 @@ def evaluate(
     Args:
         policy: batched over slots; reset by this function.
         envs: plain environments, one per slot, left open; or a function that makes one, called
-            for min(`num_envs`, number of seeds) slots that are closed at the end.
+            for min(`num_envs`, number of seeds) slots that are closed at the end; or a vector
+            environment, left open, whose autoreset is disabled. What becomes of a slot of it after
+            its episode's end is ignored: it is reset so that it may be stepped on, as Gymnasium
+            asks for, unless ``metadata["rests_when_over"]`` says that this is not needed.
         seeds: one per episode, all different.
         num_envs: slots, if `envs` is a function.
         max_steps: stop an episode here if the world has not; needed only for worlds without
-            `max_episode_steps`.
-        trace: if given, read after every reset and step.
+            `max_episode_steps`, and vector environments that do not tell it.
+        trace: if given, read after every reset and step; not from vector environments.
         on_episode: called with each episode when it ends (not in the order of the seeds).
 
     Raises:
-        ValueError: for no or repeated seeds, no environment, no time limit, or an action that is
-            misshapen or not finite.
+        ValueError: for no or repeated seeds, no environment, no time limit, a vector environment
+            that resets by itself, or an action that is misshapen or not finite.
     """
     if not len(seeds) or len(set(seeds)) != len(seeds):
         raise ValueError(f"expected different seeds, at least one; found {list(seeds)[:20]}")
+    if isinstance(envs, VectorEnv):
+        if trace is not None:
+            raise ValueError("a trace is read from single environments, found a vector environment")
+        return _run(policy, _Together(envs, max_steps), list(seeds), on_episode)
     with _opened(envs, min(num_envs, len(seeds))) as slots:
-        return _run(policy, slots[: len(seeds)], list(seeds), max_steps, trace, on_episode)
+        worlds = _Separate(slots[: len(seeds)], max_steps, trace)
+        return _run(policy, worlds, list(seeds), on_episode)
 
 
 def replay(env: gym.Env, episode: Episode) -> np.ndarray:
@@ -203,38 +215,38 @@ def replay(env: gym.Env, episode: Episode) -> np.ndarray:
     return np.stack(frames)
 
 
-class _Slot:
-    """One environment and the record of the episode that it runs."""
+class _Record:
+    """What happens in one slot: the running episode, and what is seen now."""
 
-    def __init__(self, env: gym.Env, max_steps: int | None, trace: Trace | None) -> None:
-        self.env, self.trace = env, trace
-        limit = env.spec.max_episode_steps if env.spec is not None else None
-        if limit is None and max_steps is None:
-            raise ValueError(
-                f"{env} has no time limit, so an episode might never end: register it with "
-                f"max_episode_steps or pass max_steps"
-            )
-        self.max_steps = math.inf if max_steps is None else max_steps
-
-    def start(self, seed: int) -> None:
-        observation, info = self.env.reset(seed=seed)
+    def start(
+        self,
+        seed: int,
+        observation: dict[str, Any],
+        info: Mapping[str, Any],
+        trace: np.ndarray | None = None,
+    ) -> None:
         self.seed = seed
         self.commands: list[np.ndarray] = []
         self.positions: list[np.ndarray] = []
         self.traces: list[np.ndarray] = []
         self.chunk_starts: list[int] = []
         self.success_step: int | None = None
-        self._see(observation, info)
+        self._see(observation, info, trace)
         self.solved_at_reset = self.success_step == 0
 
-    def step(self, action: np.ndarray, new_chunk: bool) -> bool:
-        """One control step; True if the episode is over."""
+    def step(
+        self,
+        action: np.ndarray,
+        new_chunk: bool,
+        observation: dict[str, Any],
+        info: Mapping[str, Any],
+        trace: np.ndarray | None = None,
+    ) -> None:
+        """What was done, and what came of it."""
         if new_chunk:
             self.chunk_starts.append(len(self.commands))
         self.commands.append(np.array(action, np.float32))
-        observation, _, terminated, truncated, info = self.env.step(self.commands[-1].copy())
-        self._see(observation, info)
-        return bool(terminated or truncated or len(self.commands) >= self.max_steps)
+        self._see(observation, info, trace)
 
     def episode(self) -> Episode:
         return Episode(
@@ -250,11 +262,9 @@ class _Slot:
             distance=float(self.info.get("distance", math.nan)),
         )
 
-    @property
-    def task(self) -> str | None:
-        return getattr(self.env.unwrapped, "task_description", None)
-
-    def _see(self, observation: dict[str, Any], info: dict[str, Any]) -> None:
+    def _see(
+        self, observation: dict[str, Any], info: Mapping[str, Any], trace: np.ndarray | None
+    ) -> None:
         if not isinstance(observation, dict) or "agent_pos" not in observation:
             found = sorted(observation) if isinstance(observation, dict) else type(observation)
             raise ValueError(f"expected an observation with 'agent_pos', found {found}")
@@ -265,60 +275,183 @@ class _Slot:
         self.state = np.asarray(observation["agent_pos"], np.float32)
         self.info = info
         self.positions.append(self.state.copy())
-        if self.trace is not None:
-            self.traces.append(np.array(self.trace(self.env), np.float64))
+        if trace is not None:
+            self.traces.append(np.array(trace, np.float64))
         if info["is_success"] and self.success_step is None:
             self.success_step = len(self.commands)
 
 
+class _Separate:
+    """Plain environments, one a slot: each starts its next episode as soon as one is over."""
+
+    together = False
+
+    def __init__(self, envs: Sequence[gym.Env], max_steps: int | None, trace: Trace | None) -> None:
+        self.envs, self.trace = envs, trace
+        for env in envs:
+            limit = env.spec.max_episode_steps if env.spec is not None else None
+            if limit is None and max_steps is None:
+                raise ValueError(
+                    f"{env} has no time limit, so an episode might never end: register it with "
+                    f"max_episode_steps or pass max_steps"
+                )
+        self.max_steps = math.inf if max_steps is None else max_steps
+        self.records = [_Record() for _ in envs]
+        self.action_shape = envs[0].action_space.shape or ()
+        self.fps = _control_rate(envs[0])
+
+    def start(self, seeds: Mapping[int, int]) -> None:
+        """Start these episodes (slot -> seed); every slot has one before any step."""
+        for slot, seed in seeds.items():
+            observation, info = self.envs[slot].reset(seed=seed)
+            self.records[slot].start(seed, observation, info, self._traced(slot))
+
+    def step(self, actions: np.ndarray, new_chunk: np.ndarray, active: np.ndarray) -> np.ndarray:
+        """One control step of the active slots; bool ``[B]``, where an episode is over."""
+        over = np.zeros(len(self.envs), bool)
+        for i in np.flatnonzero(active):
+            action = np.array(actions[i], np.float32)
+            observation, _, terminated, truncated, info = self.envs[i].step(action.copy())
+            record = self.records[i]
+            record.step(action, bool(new_chunk[i]), observation, info, self._traced(i))
+            over[i] = terminated or truncated or len(record.commands) >= self.max_steps
+        return over
+
+    def tasks(self) -> list[str | None]:
+        """The task of every slot, None where there is none."""
+        return [getattr(env.unwrapped, "task_description", None) for env in self.envs]
+
+    def _traced(self, slot: int) -> np.ndarray | None:
+        return None if self.trace is None else self.trace(self.envs[slot])
+
+
+class _Together:
+    """A vector environment: all slots start at the same moment. See `_Separate`."""
+
+    together = True
+
+    def __init__(self, envs: VectorEnv, max_steps: int | None) -> None:
+        mode = envs.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.DISABLED:
+            raise ValueError(
+                f"{envs} starts new episodes by itself (autoreset mode {mode}), with seeds of its "
+                f"own: make it with autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED"
+            )
+        limits = [getattr(s, "max_episode_steps", None) for s in _each(envs, "spec")]
+        if max_steps is None and None in limits:
+            raise ValueError(
+                f"{envs} does not tell a time limit, so an episode might never end: pass max_steps"
+            )
+        self.envs = envs
+        self.max_steps = math.inf if max_steps is None else max_steps
+        self.records = [_Record() for _ in range(envs.num_envs)]
+        self.action_shape = envs.single_action_space.shape or ()
+        self.fps = _control_rate(envs)
+        self._rests = bool(envs.metadata.get("rests_when_over"))
+        box: Any = envs.single_action_space
+        self._idle = np.clip(np.zeros(self.action_shape, np.float32), box.low, box.high)
+
+    def start(self, seeds: Mapping[int, int]) -> None:
+        """Start a round; a slot without an episode runs beside the others, and is not looked at."""
+        spare = list(seeds.values())[-1]
+        self._seeds = [seeds.get(slot, spare) for slot in range(len(self.records))]
+        observations, infos = self._reset(None)
+        self._tasks = _each(self.envs, "task_description")
+        self._ended = np.zeros(len(self.records), bool)
+        for i, (record, seed) in enumerate(zip(self.records, self._seeds, strict=True)):
+            record.start(seed, _row(observations, i), _info(infos, i))
+
+    def step(self, actions: np.ndarray, new_chunk: np.ndarray, active: np.ndarray) -> np.ndarray:
+        """One control step of all slots; bool ``[B]``, where an active slot's episode is over."""
+        if self._ended.any() and not self._rests:
+            self._reset({"reset_mask": self._ended})
+        sent = np.where(active[:, None], actions, self._idle).astype(np.float32)
+        observations, _, terminated, truncated, infos = self.envs.step(sent.copy())
+        over = np.asarray(terminated) | np.asarray(truncated)
+        self._ended = over.copy()
+        for i in np.flatnonzero(active):
+            record = self.records[i]
+            record.step(sent[i], bool(new_chunk[i]), _row(observations, i), _info(infos, i))
+            over[i] |= len(record.commands) >= self.max_steps
+        return over & active
+
+    def tasks(self) -> list[str | None]:
+        """The task of every slot, None where there is none."""
+        return self._tasks
+
+    def _reset(self, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+        seeds: Any = self._seeds  # Gymnasium's annotation of the base class knows no list
+        return self.envs.reset(seed=seeds, options=options)
+
+
+def _each(envs: VectorEnv, name: str) -> list[Any]:
+    """An attribute of every environment of a vector, None where there is none."""
+    try:
+        return list(envs.unwrapped.get_attr(name))  # type: ignore[attr-defined]
+    except AttributeError:
+        return [None] * envs.num_envs
+
+
+def _row(values: Any, i: int) -> Any:
+    """Row `i` of nested dictionaries of arrays ``[B, ...]``."""
+    return {k: _row(v, i) for k, v in values.items()} if isinstance(values, dict) else values[i]
+
+
+def _info(infos: Mapping[str, Any], i: int) -> dict[str, Any]:
+    """What a vector environment says of slot `i`; ``_name`` says which slots have a ``name``."""
+    return {
+        name: _info(values, i) if isinstance(values, dict) else values[i]
+        for name, values in infos.items()
+        if not name.startswith("_") and (f"_{name}" not in infos or infos[f"_{name}"][i])
+    }
+
+
 def _run(
     policy: Policy,
-    envs: Sequence[gym.Env],
+    worlds: _Separate | _Together,
     seeds: list[int],
-    max_steps: int | None,
-    trace: Trace | None,
     on_episode: Callable[[Episode], None] | None,
 ) -> Evaluation:
     begin = time.perf_counter()
-    slots = [_Slot(env, max_steps, trace) for env in envs]
-    waiting = iter(seeds[len(slots) :])
-    for slot, seed in zip(slots, seeds, strict=False):
-        slot.start(seed)
-    policy.reset(seeds[: len(slots)])
-    active = np.ones(len(slots), bool)
-    batch = _Batch(slots)
+    records, waiting = worlds.records, deque(seeds)
+    active = np.zeros(len(records), bool)
+    batch: _Batch | None = None
     finished: dict[int, Episode] = {}
     calls: list[ChunkCall] = []
-    while active.any():
-        observation = batch.observe(active)
+    while True:
+        free = np.flatnonzero(~active).tolist()
+        if waiting and free and not (worlds.together and active.any()):
+            started = {slot: waiting.popleft() for slot in free[: len(waiting)]}
+            worlds.start(started)
+            active[list(started)] = True
+            if batch is None:
+                policy.reset([record.seed for record in records])
+                batch = _Batch(records)
+            else:
+                policy.reset_slots(list(started), list(started.values()))
+        if not active.any():
+            break
+        assert batch is not None
+        observation = batch.observe(active, worlds.tasks())
         clock = time.perf_counter()
         decision = policy.act(observation, active.copy())
         elapsed_ms = 1000 * (time.perf_counter() - clock)
-        action = _checked_action(policy, decision, slots[0].env, active)
+        action = _checked_action(policy, decision, worlds.action_shape, active)
         if chunks := int((decision.new_chunk & active).sum()):
             calls.append(ChunkCall(chunks, elapsed_ms, dict(decision.latency_ms or {})))
-        restarted: list[int] = []
-        for i in np.flatnonzero(active):
-            slot = slots[i]
-            if not slot.step(action[i], bool(decision.new_chunk[i])):
-                continue
-            finished[slot.seed] = episode = slot.episode()
+        over = worlds.step(action, decision.new_chunk, active)
+        for i in np.flatnonzero(over):
+            episode = records[i].episode()
+            finished[episode.seed] = episode
             if on_episode is not None:
                 on_episode(episode)
-            following = next(waiting, None)
-            if following is None:
-                active[i] = False
-            else:
-                slot.start(following)
-                restarted.append(int(i))
-        if restarted:
-            policy.reset_slots(restarted, [slots[i].seed for i in restarted])
+        active &= ~over
     return Evaluation(
         policy=policy.name,
-        fps=_control_rate(envs[0]),
+        fps=worlds.fps,
         episodes=[finished[seed] for seed in seeds],
         calls=calls,
-        num_envs=len(slots),
+        num_envs=len(records),
         seconds=time.perf_counter() - begin,
     )
 
@@ -326,21 +459,18 @@ def _run(
 class _Batch:
     """The slots' observations side by side, copied into arrays that are made once."""
 
-    def __init__(self, slots: Sequence[_Slot]) -> None:
-        self.slots = slots
-        first = slots[0]
-        self.images = {
-            name: np.stack([slot.images[name] for slot in slots]) for name in first.images
-        }
-        self.state = np.stack([slot.state for slot in slots])
+    def __init__(self, records: Sequence[_Record]) -> None:
+        self.records = records
+        first = records[0]
+        self.images = {name: np.stack([r.images[name] for r in records]) for name in first.images}
+        self.state = np.stack([r.state for r in records])
 
-    def observe(self, active: np.ndarray) -> Observation:
+    def observe(self, active: np.ndarray, tasks: Sequence[str | None]) -> Observation:
         """Fresh copies, so that a policy may keep (or overwrite) what it was given."""
         for i in np.flatnonzero(active):
-            for name, image in self.slots[i].images.items():
+            for name, image in self.records[i].images.items():
                 self.images[name][i] = image
-            self.state[i] = self.slots[i].state
-        tasks = [slot.task for slot in self.slots]
+            self.state[i] = self.records[i].state
         return Observation(
             images={name: image.copy() for name, image in self.images.items()},
             state=self.state.copy(),
@@ -349,10 +479,10 @@ class _Batch:
 
 
 def _checked_action(
-    policy: Policy, decision: Decision, env: gym.Env, active: np.ndarray
+    policy: Policy, decision: Decision, shape: tuple[int, ...], active: np.ndarray
 ) -> np.ndarray:
     action = np.asarray(decision.action, np.float32)
-    expected = (len(active), *(env.action_space.shape or ()))
+    expected = (len(active), *shape)
     if action.shape != expected:
         raise ValueError(
             f"policy {policy.name!r} decided actions of shape {action.shape}; this world takes "
@@ -367,7 +497,7 @@ def _checked_action(
     return action
 
 
-def _control_rate(env: gym.Env) -> float:
+def _control_rate(env: gym.Env | VectorEnv) -> float:
     rate = env.metadata.get("render_fps")
     if not rate:
         raise ValueError(

@@ -219,19 +219,19 @@ def draw_smoothness(ax: Axes, report: dict[str, Any]) -> None:
         path: report["smoothness"][path]["successes"].get("to_demonstrations") or {}
         for path in ("commands", "motion")
     }
-    shown = [m for m in SHOWN_METRICS if any(_is_number(r.get(m)) for r in ratios.values())]
+    shown = [m for m in SHOWN_METRICS if any(is_number(r.get(m)) for r in ratios.values())]
     ax.set_title("Roughness relative to the demonstrations", pad=LEGEND_PAD)
     if not shown:
-        _say_nothing(ax, "no successes to compare with demonstrations")
+        say_nothing(ax, "no successes to compare with demonstrations")
         return
-    values = [r[m] for r in ratios.values() for m in shown if _is_number(r.get(m)) and r[m] > 0]
+    values = [r[m] for r in ratios.values() for m in shown if is_number(r.get(m)) and r[m] > 0]
     # At least an octave to both sides, so that a ratio near 1 looks near 1.
     low, high = min([0.5, *values]) / 1.15, max([2.0, *values]) * 1.15
     ax.axvline(1, color=INK, lw=1.2, zorder=1)
     for y, metric in enumerate(shown):
         for path, offset, color in (("commands", -0.13, POLICY), ("motion", 0.13, WAYS[1])):
             value = ratios[path].get(metric)
-            if not _is_number(value) or value <= 0:
+            if not is_number(value) or value <= 0:
                 continue
             ax.plot([1, value], [y + offset] * 2, color=color, lw=3, alpha=0.3, zorder=2)
             ax.plot(
@@ -256,7 +256,7 @@ def draw_smoothness(ax: Axes, report: dict[str, Any]) -> None:
     ax.spines["left"].set_visible(False)
     ax.grid(axis="x")
     ax.set_xlabel("of successes; 1x is as smooth as the demonstrations, more is rougher")
-    _legend_below_title(ax)
+    legend_below_title(ax)
 
 
 def draw_joints(ax: Axes, trace: JointTrace) -> None:
@@ -279,7 +279,7 @@ def draw_joints(ax: Axes, trace: JointTrace) -> None:
     ax.set_xlabel("s")
     ax.set_ylabel(f"{trace.unit} from the start")
     ax.set_title(trace.title, pad=LEGEND_PAD)
-    _legend_below_title(ax)
+    legend_below_title(ax)
 
 
 def draw_latency(ax: Axes, report: dict[str, Any]) -> None:
@@ -287,8 +287,8 @@ def draw_latency(ax: Axes, report: dict[str, Any]) -> None:
     latency = report["latency_ms"]
     ax.set_title("Observation in, chunk out")
     quantiles = ("p50", "p95", "p99")
-    if not all(_is_number(latency.get(q)) for q in quantiles):
-        _say_nothing(ax, "no chunk was timed")
+    if not all(is_number(latency.get(q)) for q in quantiles):
+        say_nothing(ax, "no chunk was timed")
         return
     for y, quantile in enumerate(quantiles):
         ax.barh(y, latency[quantile], 0.5, color=POLICY, alpha=(1, 0.72, 0.48)[y])
@@ -312,11 +312,11 @@ def draw_pace(ax: Axes, report: dict[str, Any]) -> None:
     """What smoothness must be read with: time to success, lag, and what was given for free."""
     time, lag = report["completion_time"], report["lag"]
     lines = []
-    if _is_number(time["median"]):
+    if is_number(time["median"]):
         lines.append(("median time to success", f"{time['median']:.1f} s"))
-    if _is_number(time["relative_to_expert"]):
+    if is_number(time["relative_to_expert"]):
         lines.append(("time relative to the expert", f"{time['relative_to_expert']:.2f}x"))
-    if _is_number(lag["mean"]):
+    if is_number(lag["mean"]):
         lines.append(("motion trails commands by", f"{1000 * lag['mean']:.0f} ms"))
     lines.append(
         ("solved before the first step", f"{100 * report['solved_at_reset']['rate']:.0f} %")
@@ -334,13 +334,13 @@ def draw_film(ax: Axes, video: Video, frames: int = 8) -> None:
     picks = np.linspace(0, len(video.frames) - 1, min(frames, len(video.frames))).round()
     picks = picks.astype(int)
     labels = [f"{pick / video.fps:.1f} s" for pick in picks]
-    _draw_grid(ax, video.frames[picks][None], [""], labels)
+    draw_grid(ax, video.frames[picks][None], [""], labels)
     ax.set_title(f"{video.title}: {video.caption}" if video.caption else video.title)
 
 
 def draw_strip(ax: Axes, strip: Strip) -> None:
     """Rows of pictures above one another."""
-    _draw_grid(ax, strip.rows, strip.labels, strip.columns)
+    draw_grid(ax, strip.rows, strip.labels, strip.columns)
     ax.set_title(strip.title)
 
 
@@ -353,36 +353,55 @@ def page(
     strips: Sequence[Strip] = (),
 ) -> bytes:
     """The whole report on one page, as PNG, 2400 pixels wide."""
-    first = [_Column([partial(draw_success, report=report)], 6.0, left=0.95, right=1.75)]
+    first = [Column([partial(draw_success, report=report)], 6.0, left=0.95, right=1.75)]
     if report["modes"]["shares"]:
         first[0].panels.append(partial(draw_modes, report=report))
     if view is not None:
-        first.append(_Column([partial(draw_top_view, view=view)], 4.6, left=0.5))
+        first.append(Column([partial(draw_top_view, view=view)], 4.6, left=0.5))
     side: list[Panel] = [partial(draw_latency, report=report), partial(draw_pace, report=report)]
-    first.append(_Column(side, 4.0, left=0.8))
-    second = [_Column([partial(draw_smoothness, report=report)], 7.0, left=2.0, right=0.3)]
+    first.append(Column(side, 4.0, left=0.8))
+    second = [Column([partial(draw_smoothness, report=report)], 7.0, left=2.0, right=0.3)]
     if trace is not None:
-        second.append(_Column([partial(draw_joints, trace=trace)], 7.2, left=0.6))
-    rows: list[tuple[float, list[_Column]]] = [(3.8, first), (2.8, second)]
+        second.append(Column([partial(draw_joints, trace=trace)], 7.2, left=0.6))
+    rows: list[tuple[float, list[Column]]] = [(3.8, first), (2.8, second)]
     if film is not None:
-        film_height = _grid_height(1, min(8, len(film.frames)), film.frames)
-        rows.append((film_height, [_Column([partial(draw_film, video=film)], 1.0)]))
+        film_height = grid_height(1, min(8, len(film.frames)), film.frames)
+        rows.append((film_height, [Column([partial(draw_film, video=film)], 1.0)]))
     for strip in strips:
-        strip_height = _grid_height(len(strip.rows), strip.rows.shape[1], strip.rows)
-        rows.append((strip_height, [_Column([partial(draw_strip, strip=strip)], 1.0)]))
+        strip_height = grid_height(len(strip.rows), strip.rows.shape[1], strip.rows)
+        rows.append((strip_height, [Column([partial(draw_strip, strip=strip)], 1.0)]))
 
+    # Below a row of plots there is room for its axis and for the next title and legend.
+    gaps = [1.35, 1.1] + [0.9] * (len(rows) - 2)
+    success = report["success"]
+    facts = [f"95 % interval {100 * success['low']:.1f} to {100 * success['high']:.1f} %"]
+    if is_number(report["completion_time"]["median"]):
+        facts.append(f"median {report['completion_time']['median']:.1f} s to success")
+    head = Head(
+        report.get("title", report["policy"]),
+        report.get("subtitle", ""),
+        f"{success['k']} of {success['n']} resets solved",
+        ", ".join(facts),
+    )
+    return sheet(head, [(*row, gap) for row, gap in zip(rows, gaps, strict=False)])
+
+
+def sheet(head: Head, rows: Sequence[tuple[float, list[Column], float]]) -> bytes:
+    """Rows of panels below a head, as PNG, 2400 pixels wide.
+
+    Args:
+        rows: height, columns, and the gap below, in inches.
+    """
     with mpl.rc_context(STYLE):
-        heights = [row_height for row_height, _ in rows]
-        # Below a row of plots there is room for its axis and for the next title and legend.
-        gaps = [1.35, 1.1] + [0.9] * (len(rows) - 2)
-        height = HEAD + sum(heights) + sum(gaps[: len(rows)]) - 0.45
+        # Below the last row there is an axis, but no next title.
+        height = HEAD + sum(row_height + gap for row_height, _, gap in rows) - 0.45
         figure = Figure(figsize=(WIDTH, height), dpi=150)
-        _draw_head(figure, report, height)
+        _draw_head(figure, head, height)
         y = height - HEAD
-        for (row_height, columns), gap in zip(rows, gaps, strict=False):
-            _place(figure, columns, y - row_height, row_height, height)
+        for row_height, columns, gap in rows:
+            place(figure, columns, y - row_height, row_height, height)
             y -= row_height + gap
-        return _png(figure)
+        return png(figure)
 
 
 def panel_png(panel: Panel, width: float, height: float) -> bytes:
@@ -390,7 +409,7 @@ def panel_png(panel: Panel, width: float, height: float) -> bytes:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
         panel(figure.add_subplot())
-        return _png(figure)
+        return png(figure)
 
 
 def way_colors(names: Sequence[str]) -> dict[str, str]:
@@ -401,8 +420,18 @@ def way_colors(names: Sequence[str]) -> dict[str, str]:
     return {name: (fixed | spare)[name] for name in names}
 
 
+@dataclass(frozen=True)
+class Head:
+    """Of a page: title with a line below it, and to the right the number that matters most."""
+
+    title: str
+    subtitle: str
+    headline: str
+    facts: str
+
+
 @dataclass
-class _Column:
+class Column:
     """Panels above one another; all but the ratio `weight` in inches.
 
     Attributes:
@@ -416,8 +445,8 @@ class _Column:
     right: float = 0.0
 
 
-def _place(
-    figure: Figure, columns: Sequence[_Column], bottom: float, row_height: float, height: float
+def place(
+    figure: Figure, columns: Sequence[Column], bottom: float, row_height: float, height: float
 ) -> None:
     """Columns side by side over the page's width; measures in inches."""
     gap = 0.35
@@ -446,41 +475,36 @@ def _place(
         x += share + gap
 
 
-def _draw_head(figure: Figure, report: dict[str, Any], height: float) -> None:
+def _draw_head(figure: Figure, head: Head, height: float) -> None:
     """The page's title, the headline number, and a rule below them."""
-    success = report["success"]
     left, right = MARGIN / WIDTH, 1 - MARGIN / WIDTH
-    facts = [f"95 % interval {100 * success['low']:.1f} to {100 * success['high']:.1f} %"]
-    if _is_number(report["completion_time"]["median"]):
-        facts.append(f"median {report['completion_time']['median']:.1f} s to success")
-    headline = f"{success['k']} of {success['n']} resets solved"
     big: Any = {"fontsize": 21, "weight": "bold", "va": "center"}
     small: Any = {"fontsize": 11.5, "color": MUTED, "va": "center"}
     first, second, rule = (1 - inches / height for inches in (0.45, 0.85, 1.15))
-    figure.text(left, first, report.get("title", report["policy"]), **big)
-    figure.text(left, second, report.get("subtitle", ""), **small)
-    figure.text(right, first, headline, color=POLICY, ha="right", **big)
-    figure.text(right, second, ", ".join(facts), ha="right", **small)
+    figure.text(left, first, head.title, **big)
+    figure.text(left, second, head.subtitle, **small)
+    figure.text(right, first, head.headline, color=POLICY, ha="right", **big)
+    figure.text(right, second, head.facts, ha="right", **small)
     line = Rectangle((left, rule), right - left, 0.012 / height, color=FAINT, lw=0)
     line.set_transform(figure.transFigure)
     figure.add_artist(line)
 
 
-def _grid_height(rows: int, columns: int, frames: np.ndarray) -> float:
+def grid_height(rows: int, columns: int, frames: np.ndarray) -> float:
     """Inches that `rows` of `columns` pictures need to fill the page's width, within reason."""
     aspect = frames.shape[-3] / frames.shape[-2]
     return min((WIDTH - 2 * MARGIN) / max(columns, 6) * aspect * rows, 4.8)
 
 
-def _legend_below_title(ax: Axes) -> Legend:
+def legend_below_title(ax: Axes, columns: int = 4) -> Legend:
     """A legend in one line between title and axes; the title needs `LEGEND_PAD`."""
     return ax.legend(
-        loc="lower left", bbox_to_anchor=(0, 0.985), ncols=4, handlelength=1.2, handletextpad=0.5,
-        columnspacing=1.4, borderpad=0, borderaxespad=0.4,
+        loc="lower left", bbox_to_anchor=(0, 0.985), ncols=columns, handlelength=1.2,
+        handletextpad=0.5, columnspacing=1.4, borderpad=0, borderaxespad=0.4,
     )  # fmt: skip
 
 
-def _draw_grid(
+def draw_grid(
     ax: Axes, rows: np.ndarray, labels: Sequence[str], columns: Sequence[str], gap: float = 0.03
 ) -> None:
     """Pictures ``[R, T, H, W, C]`` on one axes; one unit of it is one picture's width."""
@@ -506,16 +530,16 @@ def _draw_grid(
     ax.set_axis_off()
 
 
-def _say_nothing(ax: Axes, why: str) -> None:
+def say_nothing(ax: Axes, why: str) -> None:
     ax.text(0.5, 0.5, why, ha="center", va="center", color=MUTED, transform=ax.transAxes)
     ax.set_axis_off()
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
+def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from . import figure, scores
 from .evaluation import Evaluation
@@ -193,6 +193,19 @@ def _html(
         name: data_uri(figure.panel_png(panel, width, height), "image/png")
         for name, (panel, width, height) in panels.items()
     }
+    return template("report.html").render(
+        report=report,
+        plots=plots,
+        successes=[embedded(v) for v in videos if v.success],
+        failures=[embedded(v) for v in videos if v.success is False],
+        others=[embedded(v) for v in videos if v.success is None],
+        strips=[embedded_strip(strip) for strip in strips],
+        metric_names=figure.METRIC_NAMES,
+    )
+
+
+def template(name: str) -> Template:
+    """One of the pages in ``templates/``, with the filters ``number`` and ``percent``."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -201,18 +214,11 @@ def _html(
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "percent": _percent}
-    return environment.get_template("report.html").render(
-        report=report,
-        plots=plots,
-        successes=[_embedded(v) for v in videos if v.success],
-        failures=[_embedded(v) for v in videos if v.success is False],
-        others=[_embedded(v) for v in videos if v.success is None],
-        strips=[_embedded_strip(strip) for strip in strips],
-        metric_names=figure.METRIC_NAMES,
-    )
+    return environment.get_template(name)
 
 
-def _embedded(video: Video) -> dict[str, str]:
+def embedded(video: Video) -> dict[str, str]:
+    """The film as a page embeds it."""
     mp4 = encode_mp4(video.frames, video.fps, min_height=240)
     return {
         "title": video.title,
@@ -221,7 +227,8 @@ def _embedded(video: Video) -> dict[str, str]:
     }
 
 
-def _embedded_strip(strip: Strip) -> dict[str, str]:
+def embedded_strip(strip: Strip) -> dict[str, str]:
+    """The strip as a page embeds it, as picture and as film."""
     frames = strip.rows.shape[1]
     width = max(6.0, min(14.0, 1.3 * frames + 1))
     height = width / max(frames, 1) * len(strip.rows) * strip.rows.shape[2] / strip.rows.shape[3]
@@ -231,7 +238,7 @@ def _embedded_strip(strip: Strip) -> dict[str, str]:
         "labels": " | ".join(strip.labels),
         "caption": strip.caption,
         "picture": data_uri(picture, "image/png"),
-        "film": _embedded(strip.film())["source"],
+        "film": embedded(strip.film())["source"],
     }
 
 
@@ -247,8 +254,13 @@ def _percent(value: float | None) -> str:
 
 
 def _world(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the resets depend on: the environment without what only the policy's eyes see."""
+    """What the resets depend on: the environment without what only the policy's eyes see.
+
+    A world model imagines from the resets of a simulated world: the two may be compared.
+    """
     environment = dict(report.get("environment") or {})
+    for name in ("imagined", "world_model"):
+        environment.pop(name, None)
     options = environment.get("options") or {}
     seen = ("cameras", "image_size")
     return environment | {"options": {k: v for k, v in options.items() if k not in seen}}

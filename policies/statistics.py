@@ -1,7 +1,8 @@
-"""Intervals for success rates and for differences between two of them.
+"""Intervals for success rates, for differences between two of them, and for means.
 
-No bootstrap and no random numbers: every interval here is a closed formula, so that a report is
-the same every time it is computed.
+Rates have closed formulas, without random numbers. Means of values that come in groups (the windows
+of one episode resemble each other) have none: their intervals come from resampled groups, by a
+generator that the caller seeds, so that a report is the same every time it is computed.
 
 Sources: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
 JASA 22 (1927); R. G. Newcombe, "Improved confidence intervals for the difference between binomial
@@ -14,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +66,30 @@ class PairedDifference:
         points = f"{100 * self.difference:+.1f} points"
         interval = f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
         return f"{points} {interval}, {self.only_a} won and {self.only_b} lost of {self.n} resets"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its interval.
+
+    Attributes:
+        mean: of all values; NaN if there is none.
+        low, high: bounds; NaN where fewer than two groups leave nothing to resample.
+        n: number of values.
+        groups: number of groups that were resampled.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    groups: int
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}], {self.n} in {self.groups}"
 
 
 def wilson(k: int, n: int, confidence: float = 0.95) -> Proportion:
@@ -129,6 +155,125 @@ def paired_difference(
         n, difference, difference - below, difference + above, only_a, only_b,
         _mcnemar(only_a, only_b),
     )  # fmt: skip
+
+
+def mean_interval(
+    values: Sequence[float] | np.ndarray,
+    groups: Sequence[Any] | np.ndarray | None = None,
+    *,
+    seed: int = 0,
+    repeats: int = 2000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Mean of the values with an interval from resampled groups.
+
+    Args:
+        values: ``[N]``; those that are not finite are left out (a picture in which nothing moved
+            has no error on moving pixels).
+        groups: ``[N]``, which unit each value belongs to, such as its episode; default: each its
+            own. Values of one group stay together, since they are not independent.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: values and groups do not fit each other.
+    """
+    column = np.asarray(values, np.float64)
+    if column.ndim != 1:
+        raise ValueError(f"expected values [N], found shape {column.shape}")
+    return mean_intervals(
+        column[:, None], groups, seed=seed, repeats=repeats, confidence=confidence
+    )[0]
+
+
+def mean_intervals(
+    values: np.ndarray,
+    groups: Sequence[Any] | np.ndarray | None = None,
+    *,
+    seed: int = 0,
+    repeats: int = 2000,
+    confidence: float = 0.95,
+) -> list[Interval]:
+    """`mean_interval` of every column of ``[N, T]``, all from the same resampled groups."""
+    table = np.asarray(values, np.float64)
+    labels = np.arange(len(table)) if groups is None else np.asarray(groups)
+    if table.ndim != 2 or labels.shape != (len(table),):
+        raise ValueError(
+            f"expected values [N, T] and a group for each of the N, found shapes {table.shape} "
+            f"and {labels.shape}"
+        )
+    _quantile(confidence)  # refuses what is no confidence
+    known = np.isfinite(table)
+    names, numbers = np.unique(labels, return_inverse=True)
+    sums, counts = (np.zeros((len(names), table.shape[1])) for _ in range(2))
+    np.add.at(sums, numbers, np.where(known, table, 0.0))
+    np.add.at(counts, numbers, known)
+    drawn = resampled(len(names), repeats, np.random.default_rng(seed)) if len(names) else None
+    intervals = []
+    for column in range(table.shape[1]):
+        inside = counts[:, column] > 0
+        n, units = int(counts[:, column].sum()), int(inside.sum())
+        mean = sums[:, column].sum() / n if n else math.nan
+        low = high = math.nan
+        if drawn is not None and units >= 2:
+            sizes = drawn @ counts[:, column]
+            means = (drawn @ sums[:, column])[sizes > 0] / sizes[sizes > 0]
+            tail = (1 - confidence) / 2
+            low, high = np.quantile(means, [tail, 1 - tail])
+        intervals.append(Interval(float(mean), float(low), float(high), n, units))
+    return intervals
+
+
+def share_interval(
+    outcomes: Sequence[float] | np.ndarray,
+    groups: Sequence[Any] | np.ndarray | None = None,
+    *,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval:
+    """`mean_interval` of outcomes in [0, 1], such as right and wrong, with a width at the ends too.
+
+    Where all outcomes are 0 or all are 1, resampling gives a point, as if there were no doubt; then
+    the interval is Wilson's, with as many trials as there are groups.
+    """
+    found = mean_interval(outcomes, groups, seed=seed, confidence=confidence)
+    if found.mean not in (0.0, 1.0):
+        return found
+    ends = wilson(round(found.mean * found.groups), found.groups, confidence)
+    return Interval(found.mean, ends.low, ends.high, found.n, found.groups)
+
+
+def paired_share(
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
+    groups: Sequence[Any] | np.ndarray | None = None,
+    *,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval:
+    """Share of pairs in which a < b, with an interval from resampled groups (`share_interval`).
+
+    A tie counts half, so that two equal things score 50 %. Pairs with a NaN are left out.
+
+    Raises:
+        ValueError: if the two differ in length.
+    """
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"expected pairs, found shapes {first.shape} and {second.shape}")
+    shares = np.where(first < second, 1.0, np.where(first == second, 0.5, 0.0))
+    shares[np.isnan(first) | np.isnan(second)] = math.nan
+    return share_interval(shares, groups, seed=seed, confidence=confidence)
+
+
+def resampled(count: int, repeats: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each of `count` units is drawn when `count` are drawn with replacement.
+
+    Returns:
+        float64 ``[repeats, count]``; each row adds up to `count`.
+    """
+    drawn = rng.integers(0, count, (repeats, count)) + count * np.arange(repeats)[:, None]
+    times = np.bincount(drawn.ravel(), minlength=repeats * count)
+    return times.reshape(repeats, count).astype(np.float64)
 
 
 def percentiles(values: Sequence[float] | np.ndarray) -> dict[str, float]:

@@ -36,7 +36,7 @@ from policies.evaluation import episode_seeds, evaluate
 from policies.flow_policy import FlowPolicy, PolicyConfig
 from policies.smoothness import rms_jerk
 from policies.statistics import paired_difference, wilson
-from worldmodel.data import Data, Order, open_data
+from worldmodel.data import Data, Orders, open_data
 from worldmodel.model import WorldModel
 from worldmodel.selfflow import SelfFlow
 from worldmodel.stamp import stamp
@@ -136,13 +136,16 @@ def measure_costs(config: CompareConfig, data: Data) -> dict[str, float]:
         horizon = Horizon(d.past, d.past_stride, d.future, d.future_stride, d.chunk)
         objective = SelfFlow(WorldModel(data.spec, horizon, run.model, 0), run.objective, 0)
         arms[name] = objective, make_optimizers(objective, run.fit)
-    order = Order(len(data.train), config.train.fit.batch_size, 0)
+    sources = set().union(*(objective.sources for objective, _ in arms.values()))
+    orders = Orders(data.train, config.train.fit.batch_size, 0, sources)
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for step in range(config.cost_steps + 3):
         for name, (objective, optimizers) in arms.items():
             begin = time.perf_counter()
             chosen = objective.choose(step)
-            window = data.train.batch(order.batch(step), future=objective.needs_future(chosen))
+            ahead = np.array(chosen.offsets) if chosen.has_future else None
+            indices = orders.batch(chosen.source, step)
+            window = data.train.batch(indices, future=chosen.has_future, offsets=ahead)
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 losses = objective.losses(window, chosen, step)
             losses.total.backward()

@@ -5,7 +5,9 @@
     python -m scripts.evaluate checkpoint=outputs/train env=reach_around episodes=200 seed=0 \
         out=outputs/evaluate
 
-writes ``report.json``, ``report.html`` and ``report.png`` into ``out``, with ``config.yaml``.
+writes ``report.json``, ``report.html`` and ``report.png`` into ``out``, with ``config.yaml``. With
+``env=imagined:FOLDER`` the same happens in the imagination of a world model (see
+`scripts._imagined`), on the resets of the simulator that its data comes from.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -35,7 +38,7 @@ from rich.progress import (
 from rich.table import Table
 
 import envs
-from envs.world import World, collected_options
+from envs.world import World
 from policies import report as reports
 from policies.evaluation import (
     Episode,
@@ -57,6 +60,8 @@ from worldmodel.stamp import stamp
 from worldmodel.types import Spec, SpecMismatchError
 
 from ._cli import refuse_unknown_keys
+from ._imagined import Films, ImaginedWorld, imagined_world, is_imagined
+from ._world import axes_of, environment_spec, make_world, options_of, world_of
 from .train import choose_device
 
 
@@ -81,9 +86,11 @@ class EvaluateConfig:
 
     Attributes:
         checkpoint: a run's folder, or its ``checkpoints/last`` or ``checkpoints/best``.
-        env: short name or Gymnasium id of the environment.
+        env: short name or Gymnasium id of the environment; or ``imagined:FOLDER``, the world model
+            in that folder as the environment.
         options: of the environment (a mapping); they override those of the demonstrations that
-            the checkpoint was trained on. Cameras and image size are the checkpoint's.
+            the checkpoint was trained on. Cameras and image size are the checkpoint's. Of an
+            imagined one: see `scripts._imagined.imagined_world`.
         episodes: how many resets.
         seed: which block of resets; the same for every policy, so that results are paired.
         purpose: "reported" or "sweep" (see `policies.evaluation.episode_seeds`).
@@ -134,13 +141,6 @@ def policy_config(config: EvaluateConfig) -> PolicyConfig:
     return PolicyConfig(**{f.name: getattr(config, f.name) for f in fields(PolicyConfig)})
 
 
-def world_of(env: gym.Env) -> World:
-    """The `World` inside an environment's wrappers."""
-    world = env.unwrapped
-    assert isinstance(world, World), world
-    return world
-
-
 class ExpertPolicy:
     """The scripted expert of every slot's environment; it reads the simulator, not the cameras.
 
@@ -172,22 +172,8 @@ class ExpertPolicy:
 
 
 def environment_options(config: EvaluateConfig, policy: Policy) -> dict[str, Any]:
-    """Options that make the world look as it did in training; ``config.options`` overrides them.
-
-    Cameras are the checkpoint's. If its stamp says that the demonstrations come from this
-    environment (``environment``: what `scripts.collect` wrote), pictures are rendered at their size
-    (the policy resizes them as training did; rendering smaller is not the same) with the options
-    that they were collected with; else pictures are rendered at the size that the model sees.
-    """
-    options: dict[str, Any] = {}
-    spec: Spec | None = getattr(policy, "spec", None)
-    if spec is not None:
-        options |= {"cameras": list(spec.cameras), "image_size": list(spec.image_size)}
-    world = (getattr(policy, "stamp", None) or {}).get("environment") or {}
-    if world.get("env") == envs.find(config.env).gym_id:
-        options |= collected_options(world)
-        options |= {k: world[k] for k in ("image_size",) if world.get(k) is not None}
-    return options | dict(config.options or {})
+    """Options that make the world look as it did in training; ``config.options`` overrides them."""
+    return options_of(config.env, config.options, policy)
 
 
 def require_cameras(config: EvaluateConfig, options: dict[str, Any], policy: Policy) -> None:
@@ -211,33 +197,7 @@ def require_cameras(config: EvaluateConfig, options: dict[str, Any], policy: Pol
         )
 
 
-def environment_spec(env: gym.Env) -> Spec:
-    """The facts of a world, in the form that a checkpoint carries."""
-    world = world_of(env)
-    return Spec(
-        cameras=tuple(world.cameras),
-        image_size=world.image_size,
-        state_names=tuple(world.state_names),
-        action_names=tuple(world.action_names),
-        fps=float(env.metadata["render_fps"]),
-        tasks=(world.task_description,),
-        robot_type=world.robot_type,
-        action_kind=world.action_kind,
-    )
-
-
-def axes_of(world: World) -> Axes:
-    """The dimensions that smoothness is measured on."""
-    box: Any = world.action_space
-    names = (world.action_names, world.state_names, box.low, box.high)
-    if world.action_kind == "delta":
-        axes = Axes.from_moves(world.moves, *names, scale=world.action_scale)
-    else:
-        axes = Axes.from_names(*names)
-    return replace(axes, unit=world.length_unit)
-
-
-def motion_limits(config: EvaluateConfig, world: World) -> MotionLimits | None:
+def motion_limits(config: EvaluateConfig, world: World | Spec) -> MotionLimits | None:
     """The limits that are this robot's."""
     limits = config.limits
     if limits is None or limits.robot not in ("", world.robot_type):
@@ -263,14 +223,16 @@ def run_evaluation(
     others = {folder: _read_report(Path(folder)) for folder in config.compare}
     for other in others.values():  # now rather than after an hour of episodes
         reports.require_same_resets(seeds, reports.seeds_of(other))
+    if is_imagined(config.env):
+        with closing(
+            imagined_world(config.env, config.options, str(choose_device(config.device)))
+        ) as imagined:
+            return _run_imagined(config, policy, imagined, seeds, others, bars)
     options = environment_options(config, policy)
     require_cameras(config, options, policy)
     blind = options | {"cameras": []}
 
-    try:
-        probe = envs.make(config.env, **options)
-    except TypeError as error:
-        raise ValueError(f"environment {config.env} refuses options {options}: {error}") from error
+    probe = make_world(config.env, options)
     world = world_of(probe)
     box: Any = probe.action_space
     spec: Spec | None = getattr(policy, "spec", None)
@@ -327,20 +289,8 @@ def run_evaluation(
         "title": envs.find(config.env).gym_id,
         "subtitle": _subtitle(config, policy, options),
         "environment": {"name": config.env, "options": options},
-        "stamp": stamp()
-        | {
-            "config": asdict(config),
-            "seeds": {"first": seeds[0], "last": seeds[-1], "purpose": config.purpose},
-            "checkpoint": getattr(policy, "stamp", None),
-        },
-    }
-    if single is not None:
-        # A batched matrix product rounds differently: say how much that matters.
-        alone, beside = single.outcomes, evaluation.outcomes[: len(single.episodes)]
-        report["single_slot"] = {"n": len(alone), "same_outcome": int((alone == beside).sum())}
-    report["comparisons"] = {
-        folder: reports.compare(reports.strict(report), other) for folder, other in others.items()
-    }
+    } | _account(config, policy, evaluation, single)
+    report["comparisons"] = _compared(report, others)
     videos = film(config, evaluation, blind, bars)
     strip = imagined_strip(policy, config.env, options, evaluation.episodes[0])
     shown = next((e for e in evaluation.episodes if e.success), evaluation.episodes[0])
@@ -353,6 +303,149 @@ def run_evaluation(
         trace=joint_trace(shown, axes, evaluation.fps),
     )
     return reports.strict(report)
+
+
+def _run_imagined(
+    config: EvaluateConfig,
+    policy: Policy,
+    world: ImaginedWorld,
+    seeds: list[int],
+    others: dict[str, dict[str, Any]],
+    bars: _Bars,
+) -> dict[str, Any]:
+    """`run_evaluation` in the imagination of a world model.
+
+    Raises:
+        ValueError: the expert or no slot is asked for, or the policy is for another robot.
+    """
+    if config.expert:
+        raise ValueError(
+            f"{config.env} is imagined, and the expert reads the simulator: expert=null"
+        )
+    if config.num_envs < 1:
+        raise ValueError(f"expected num_envs >= 1, found {config.num_envs}")
+    _require_fitting(policy, world, config.env)
+    # In rounds of equal size, so that few slots run idle.
+    rounds = -(-len(seeds) // config.num_envs)
+    together = -(-len(seeds) // rounds)
+    folder = config.env.partition(":")[2]
+
+    def run(
+        policy: Policy, title: str, seeds: list[int], slots: int, films: Films | None = None
+    ) -> Evaluation:
+        made = world.vector(slots)
+        with bars.bar(title, len(seeds)) as advance:
+
+            def ended(episode: Episode) -> None:
+                advance()
+                if films is not None:
+                    films.keep(1 + seeds.index(episode.seed), episode)
+
+            return evaluate(
+                policy,
+                made if films is None else films.over(made),
+                seeds,
+                max_steps=world.max_steps,
+                on_episode=ended,
+            )
+
+    filming = config.videos and world.spec.cameras
+    films = Films(world.spec.cameras[0], config.videos) if filming else None
+    evaluation = run(policy, "policy", seeds, together, films)
+    single = None
+    if config.latency_episodes:
+        single = run(policy, "latency, one arm", seeds[: config.latency_episodes], 1)
+    floors: dict[str, Evaluation] = {}
+    if config.floors:
+        box = world.action_space
+        floors["random"] = run(RandomPolicy(box.low, box.high), "random", seeds, together)
+        if world.hold is not None:
+            floors["hold"] = run(HoldPolicy(world.hold), "hold still", seeds, together)
+    report = reports.build_report(
+        evaluation,
+        world.axes,
+        floors=floors,
+        single=single,
+        limits=motion_limits(config, world.spec),
+    )
+    report |= {
+        "title": f"{world.title}, imagined",
+        "subtitle": _subtitle(
+            config,
+            policy,
+            {k: v for k, v in world.options.items() if k != "starts"}
+            | {"cameras": list(world.spec.cameras), "image_size": world.checkpoint.spec.image_size},
+            f"imagined by {folder}",
+            *([world.note] if world.note else []),
+        ),
+        "environment": {
+            "name": world.name,
+            "options": world.options,
+            "imagined": True,
+            "world_model": {
+                "checkpoint": folder,
+                **world.settings,
+                "stamp": world.checkpoint.stamp,
+            },
+        },
+    } | _account(config, policy, evaluation, single)
+    report["comparisons"] = _compared(report, others)
+    shown = next((e for e in evaluation.episodes if e.success), evaluation.episodes[0])
+    trace = joint_trace(shown, world.axes, evaluation.fps)
+    trace.title += ", imagined"
+    videos = [
+        Video(
+            title=f"Reset {number} of {len(seeds)}, imagined",
+            frames=frames,
+            fps=evaluation.fps,
+            success=episode.success,
+            caption=_caption(episode, evaluation.fps),
+        )
+        for number, episode, frames in (films.kept if films else [])
+    ]
+    reports.write_report(report, config.out, videos=videos, trace=trace)
+    return reports.strict(report)
+
+
+def _require_fitting(policy: Policy, world: ImaginedWorld, name: str) -> None:
+    """Refuse a policy for another robot; it may look through fewer cameras than are imagined.
+
+    Raises:
+        SpecMismatchError: names the first difference.
+    """
+    spec: Spec | None = getattr(policy, "spec", None)
+    if spec is None:
+        return
+    theirs = world.spec
+    if set(spec.cameras) <= set(theirs.cameras):
+        theirs = replace(theirs, cameras=spec.cameras)
+    spec.require_same(theirs, "the checkpoint", f"environment {name}", image_size=False)
+
+
+def _account(
+    config: EvaluateConfig, policy: Policy, evaluation: Evaluation, single: Evaluation | None
+) -> dict[str, Any]:
+    """How a report was made, and whether slots side by side made a difference."""
+    seeds = evaluation.seeds
+    found: dict[str, Any] = {
+        "stamp": stamp()
+        | {
+            "config": asdict(config),
+            "seeds": {"first": seeds[0], "last": seeds[-1], "purpose": config.purpose},
+            "checkpoint": getattr(policy, "stamp", None),
+        }
+    }
+    if single is not None:
+        # A batched matrix product rounds differently: say how much that matters.
+        alone, beside = single.outcomes, evaluation.outcomes[: len(single.episodes)]
+        found["single_slot"] = {"n": len(alone), "same_outcome": int((alone == beside).sum())}
+    return found
+
+
+def _compared(report: dict[str, Any], others: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Folder -> paired difference to the evaluation that lies there."""
+    mine = reports.strict(report)
+    return {folder: reports.compare(mine, other) for folder, other in others.items()}
 
 
 def imagined_strip(
@@ -543,9 +636,9 @@ class _Bar:
         return None
 
 
-def _subtitle(config: EvaluateConfig, policy: Policy, options: dict[str, Any]) -> str:
+def _subtitle(config: EvaluateConfig, policy: Policy, options: dict[str, Any], *notes: str) -> str:
     steps = getattr(getattr(policy, "config", None), "steps", None)
-    parts = [f"policy {policy.name}" + (f", {steps} sampling steps" if steps else "")]
+    parts = [f"policy {policy.name}" + (f", {steps} sampling steps" if steps else ""), *notes]
     parts += [f"{k} {v}" for k, v in options.items() if k not in ("cameras", "image_size")]
     if size := options.get("image_size"):
         cameras = " and ".join(options.get("cameras") or ["no"])
@@ -587,7 +680,8 @@ def run(config: DictConfig) -> None:
     console = Console()
     try:
         settings = cast(EvaluateConfig, OmegaConf.to_object(config))
-        envs.find(settings.env)
+        if not is_imagined(settings.env):
+            envs.find(settings.env)
         acting = policy_config(settings)
         device = str(choose_device(settings.device))
         policy = FlowPolicy.from_checkpoint(settings.checkpoint, acting, device)

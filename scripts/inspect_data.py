@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import asdict, dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class InspectedData:
     root: Any = None
     keys: KeysConfig = field(default_factory=KeysConfig)
     episodes: Any = None
+    action_free: Any = None
 
 
 @dataclass
@@ -85,7 +87,7 @@ def inspect(config: InspectDataConfig) -> tuple[dict[str, Any], dict[str, Path]]
     """
     if config.shown < 1:
         raise ValueError(f"shown is {config.shown}; at least 1 episode is shown")
-    wanted = DataConfig(root=config.data.root, keys=config.data.keys, episodes=config.data.episodes)
+    wanted = DataConfig(**vars(config.data))
     recording = read_recording(wanted)
     out = Path(config.out).expanduser()
     refuse_inside(out, recording)
@@ -153,22 +155,31 @@ def headlines(facts: dict[str, Any]) -> dict[str, str]:
 
 
 def smoothness_of(recording: Recording, facts: dict[str, Any], role: str) -> dict[str, Any] | None:
-    """See `policies.demonstrations.smoothness`; None where there is no such vector."""
+    """See `policies.demonstrations.smoothness`; None where there is no such vector.
+
+    Of actions only demonstrations are judged; ``episodes`` still has a place for every episode.
+    """
     if not facts[role]:
         return None
     values = getattr(recording, role)
+    spans = recording.shown if role == "action" else recording.spans
     paths = paths_of(
-        [values[span.rows] for span in recording.spans],
+        [values[span.rows] for span in spans],
         facts[role]["dimensions"],
         deltas=role == "action" and facts["semantics"]["guess"] == "delta",
     )
-    labels = [recording.label(span) for span in recording.spans]
-    return smoothness(paths, [span.fps for span in recording.spans], labels)
+    labels = [recording.label(span) for span in spans]
+    found = smoothness(paths, [span.fps for span in spans], labels)
+    if found is not None:
+        for name, values in found["episodes"].items():
+            known = dict(zip(labels, values, strict=True))
+            found["episodes"][name] = [known.get(recording.label(s), nan) for s in recording.spans]
+    return found
 
 
 def trace_of(recording: Recording, facts: dict[str, Any]) -> Trace | None:
     """The episode of median length: the dimensions that move most, for their own range."""
-    order = sorted(recording.spans, key=lambda s: s.seconds)
+    order = sorted(recording.shown or recording.spans, key=lambda s: s.seconds)
     span: Span = order[len(order) // 2]
     columns: dict[str, dict[str, np.ndarray]] = {}
     moved: dict[str, float] = {}
@@ -245,10 +256,18 @@ def print_overview(report: dict[str, Any], console: Console) -> None:
         table.add_row("task", f"{text}: {task['episodes']:,} episodes")
     if success := report["success"]:
         table.add_row(
-            "success", f"{success['k']} of {success['n']} episodes ({escape(success['key'])})"
+            "success",
+            f"{success['k']} of {success['n']} episodes, "
+            f"{report['kinds']['success_frames']:,} frames ({escape(success['key'])})",
         )
     else:
         table.add_row("success", "not recorded")
+    if (kinds := report["kinds"])["exploratory"] or kinds["action_free"]:
+        table.add_row(
+            "kinds of episodes",
+            f"{kinds['demonstrations']:,} demonstrations, {kinds['exploratory']:,} exploratory, "
+            f"{kinds['action_free']:,} without actions",
+        )
     if still := report["still"]:
         table.add_row(
             "standing still",

@@ -96,6 +96,23 @@ def test_options_given_win_over_those_of_the_checkpoint(names):
     }
 
 
+@pytest.mark.parametrize("options", ["target:hard", ["target"]])
+def test_options_that_are_no_mapping_are_named(names, options):
+    config = EvaluateConfig(env="reach", options=options)
+    with pytest.raises(ValueError, match="options is .*expected a mapping, in quotes"):
+        environment_options(config, HomeSick(names))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("reach_arund", "reach_around"), ("imagned:x", "imagined:FOLDER"), ("imagined", "imagined:")],
+)
+def test_a_misspelt_environment_is_guessed(tmp_path, names, name, meant):
+    config = EvaluateConfig(checkpoint="", env=name, out=str(tmp_path))
+    with pytest.raises(ValueError, match=f"Did you mean '{meant}"):
+        run_evaluation(config, HomeSick(names))
+
+
 def test_options_of_older_checkpoints_are_read_too(names):
     policy = HomeSick(names)
     config = EvaluateConfig(env="reach_around")

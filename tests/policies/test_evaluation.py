@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from policies.evaluation import Episode, ReplayError, episode_seeds, evaluate, replay
 from policies.floors import HoldPolicy, RandomPolicy
@@ -21,6 +27,26 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x.commands, y.commands)
         np.testing.assert_array_equal(x.positions, y.positions)
         np.testing.assert_array_equal(x.chunk_starts, y.chunk_starts)
+
+
+class SeenWorld(PointWorld):
+    """Its space names what it shows, as a vector environment needs it."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        image = gym.spaces.Box(0, 255, (16, 16, 3), np.uint8)
+        shown = gym.spaces.Dict(dict.fromkeys(self.cameras, image))
+        self.observation_space["pixels"] = shown  # type: ignore[index]
+
+
+def seen_world(max_steps: int = 20) -> gym.Env:
+    env = gym.wrappers.TimeLimit(SeenWorld(), max_steps)
+    env.unwrapped.spec = gym.envs.registration.EnvSpec("Point-v0", max_episode_steps=max_steps)
+    return env
+
+
+def together(count, mode=AutoresetMode.DISABLED, make=seen_world):
+    return SyncVectorEnv([make] * count, autoreset_mode=mode)
 
 
 def position(env):
@@ -189,3 +215,92 @@ def test_hold_commands_the_first_position():
     result = evaluate(HoldPolicy(), point_world, SEEDS[:4], num_envs=2)
     for e in result.episodes:
         np.testing.assert_array_equal(e.commands, np.repeat(e.positions[:1], e.steps, axis=0))
+
+
+@settings(max_examples=15)
+@given(
+    slots=st.integers(1, 9),
+    seeds=st.lists(st.integers(0, 10**11), min_size=1, max_size=11, unique=True),
+    limit=st.integers(1, 22),
+    length=st.integers(1, 5),
+)
+def test_a_vector_environment_gives_the_episodes_of_single_ones(slots, seeds, limit, length):
+    finished: list[Episode] = []
+    vector = together(slots)
+    alone = evaluate(ChunkedGuess(length), seen_world, seeds, max_steps=limit)
+    result = evaluate(
+        ChunkedGuess(length), vector, seeds, max_steps=limit, on_episode=finished.append
+    )
+    assert_same(alone, result)
+    assert result.num_envs == slots
+    assert result.fps == alone.fps
+    assert sorted(e.seed for e in finished) == sorted(seeds)
+    for a, b in zip(alone.episodes, result.episodes, strict=True):
+        assert (a.solved_at_reset, a.distance) == (b.solved_at_reset, b.distance)
+        assert b.trace is None
+    assert not vector.closed
+    vector.close()
+
+
+def test_slots_of_a_vector_environment_see_their_own_pictures_and_task():
+    class Looking(ChunkedGuess):
+        def act(self, observation, active):
+            assert observation.task == ["reach the goal"] * 3
+            for i in np.flatnonzero(active):
+                column, row = np.clip((observation.state[i] + 1) * 8, 0, 15).astype(int)
+                assert observation.images["front"][i, row, column].tolist() == [255] * 3
+            return super().act(observation, active)
+
+    assert evaluate(Looking(), together(3), SEEDS[:7]).success.n == 7
+
+
+def test_what_only_some_slots_say_stays_theirs():
+    class Shy(SeenWorld):
+        """Tells its distance on the right only."""
+
+        def _see(self):
+            observation, info = super()._see()
+            if info["mode"] == "left":
+                del info["distance"]
+            return observation, info
+
+    episodes = evaluate(ChunkedGuess(), together(6, make=Shy), SEEDS[:6], max_steps=9).episodes
+    assert {e.mode for e in episodes} == {"left", "right"}
+    for e in episodes:
+        assert math.isnan(e.distance) == (e.mode == "left")
+
+
+def test_what_rests_when_it_is_over_is_not_reset_before_its_round_is():
+    class Counting(SyncVectorEnv):
+        resets, rests = 0, False
+
+        def reset(self, **options):
+            self.resets += 1
+            return super().reset(**options)
+
+        def step(self, actions):
+            if self.rests:
+                self._autoreset_envs[:] = False  # else Gymnasium refuses to go past an end
+            return super().step(actions)
+
+    make = [seen_world] * 4
+    strict = Counting(make, autoreset_mode=AutoresetMode.DISABLED)
+    resting = Counting(make, autoreset_mode=AutoresetMode.DISABLED)
+    resting.rests = True
+    resting.metadata = resting.metadata | {"rests_when_over": True}
+    assert_same(
+        evaluate(ChunkedGuess(), strict, SEEDS),
+        evaluate(ChunkedGuess(), VectorWrapper(resting), SEEDS),
+    )
+    assert resting.resets == math.ceil(len(SEEDS) / 4) < strict.resets
+
+
+def test_vector_environments_that_will_not_do_are_named():
+    with pytest.raises(ValueError, match="starts new episodes by itself.*DISABLED"):
+        evaluate(ChunkedGuess(), together(2, AutoresetMode.NEXT_STEP), [1])
+    with pytest.raises(ValueError, match="single environments"):
+        evaluate(ChunkedGuess(), together(2), [1], trace=position)
+    endless = together(2, make=SeenWorld)
+    with pytest.raises(ValueError, match="does not tell a time limit.*max_steps"):
+        evaluate(ChunkedGuess(), endless, [1])
+    assert evaluate(ChunkedGuess(), endless, [1], max_steps=3).episodes[0].steps <= 3

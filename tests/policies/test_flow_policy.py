@@ -124,7 +124,7 @@ def test_a_chunk_is_what_the_sampler_gives_cached_or_not(cache: bool) -> None:
         policy.checkpoint.objective.time,
         cache=cache,
     )
-    actions = policy.inputs.denormalize("action", expected["action"]).numpy()
+    actions = policy.inputs.denormalize("action", expected.data["action"]).numpy()
     assert_close(found, actions)
 
 

@@ -124,7 +124,7 @@ def test_a_chunk_is_what_our_sampler_gives(checkpoint: Path, policy: SelfflowPol
         {"action": noise[:, :, None]},
         policy.config.sampling_steps,
         opened.objective.time,
-    )["action"]
+    ).data["action"]
     expected = opened.inputs.denormalize("action", expected)
     assert found.shape == (2, 6, 2)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -1,0 +1,1 @@
+"""Judging a world model: how close its pictures are, how well it ranks, and the report of both."""
