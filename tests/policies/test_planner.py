@@ -321,16 +321,6 @@ def test_refined_chunks_are_as_smooth_as_sampled_ones(prefix: int) -> None:
         assert (rows[:, prefix].std(0) < 0.5 * rows[:, -1].std(0)).all()
 
 
-def test_a_refined_chunk_begins_like_the_one_that_it_came_from() -> None:
-    """In place and speed, also where no fit would see to that."""
-    planner = Judged(make(), near(1.5), candidates=32, method="cem", spread=0.2)
-    play(planner, [0], 1)
-    for chunks in planner.shown[1:]:
-        apart = chunks.std(axis=0)
-        assert (apart[0] < 0.1 * apart[-1]).all()
-        assert (apart[0] > 0).all()
-
-
 def test_a_switch_is_not_refined() -> None:
     """What no polynomial follows comes from a sample of the policy as it is."""
     planner = Judged(
