@@ -6,6 +6,7 @@ what a probe or an inverse model is fitted on is never what it is judged on.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,15 +39,25 @@ class Seeds:
         self._all = episode_seeds(SEEDS_PER_RUN, seed, purpose)
 
     def first(self, count: int) -> list[int]:
-        """The resets that `scripts.evaluate` takes: those that policies are run on."""
-        return self._all[:count]
+        """The resets that `scripts.evaluate` takes: those that policies are run on.
+
+        Raises:
+            ValueError: so many would be those of the parts too.
+        """
+        return self._some(0, SEEDS_PER_RUN // 2, count)
 
     def of(self, part: str, count: int) -> list[int]:
-        """Resets of one of `PARTS`."""
+        """Resets of one of `PARTS`.
+
+        Raises:
+            ValueError: so many would be those of another part too.
+        """
         room = SEEDS_PER_RUN // 2 // len(self.PARTS)
-        if count > room:
-            raise ValueError(f"a part has at most {room} resets, {count} were asked for")
-        begin = SEEDS_PER_RUN // 2 + room * self.PARTS.index(part)
+        return self._some(SEEDS_PER_RUN // 2 + room * self.PARTS.index(part), room, count)
+
+    def _some(self, begin: int, room: int, count: int) -> list[int]:
+        if not 0 < count <= room:
+            raise ValueError(f"expected 1 to {room} resets, {count} were asked for")
         return self._all[begin : begin + count]
 
 
@@ -154,10 +165,14 @@ class _Chain:
 
 
 def long_films(world: ArmEnv, seeds: Sequence[int], steps: int, advance: Advance) -> list[Recorded]:
-    """Films of `steps` frames of play, one after another without a reset between."""
+    """Films of `steps` frames of play, one after another without a reset between.
+
+    Play that leads the arm to where it can play no more is left out.
+    """
     found = []
     for seed in seeds:
-        found.append(record(world, seed, _Chain(world, seed), "play", steps))
+        with contextlib.suppress(UnreachableError):
+            found.append(record(world, seed, _Chain(world, seed), "play", steps))
         advance()
     return found
 
@@ -173,11 +188,11 @@ def branch_starts(
     apart: float,
     advance: Advance,
 ) -> list[Start]:
-    """A start for each seed, somewhere in the first two thirds of the expert's way.
+    """A start for each seed, somewhere in the first two thirds of the expert's way, not yet solved.
 
     Branches that look the same cannot be told apart by pictures, so of twice as many the first
-    `count` are taken that all differ; a start that has not so many is drawn anew, a few times, then
-    left out.
+    `count` are taken that all differ; a start that has not so many, or is solved, is drawn anew, a
+    few times, then left out.
 
     Args:
         count: K.
@@ -207,8 +222,8 @@ def _branch_start(
     past_stride: int,
     apart: float,
 ) -> Start | None:
-    """One start and its branches; None where too few of them differ."""
-    observation, _ = world.reset(seed=seed)
+    """One start and its branches; None where it is solved or too few of them differ."""
+    observation, info = world.reset(seed=seed)
     expert = world.make_expert(seed)
     expert.reset()
     plan = []
@@ -217,8 +232,12 @@ def _branch_start(
     at = int(np.random.default_rng([seed, 7, attempt]).uniform(0.05, 0.66) * len(plan))
     seen = [observation]
     for action in plan[:at]:
-        observation, *_ = world.step(action)
+        if info["is_success"]:
+            return None
+        observation, *_, info = world.step(action)
         seen.append(observation)
+    if info["is_success"]:
+        return None
     kept = [seen[max(0, at - j * past_stride)] for j in reversed(range(past))]
     branches = branch_actions(
         world, 2 * count if apart else count, steps, seed % 2**32, np.array(plan[at:])

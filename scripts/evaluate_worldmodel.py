@@ -7,19 +7,19 @@
 writes ``report.json``, ``report.html`` and ``report.png`` into ``out``, with ``config.yaml``. What
 each part means stands in `policies.judge.report`. Everything is measured on resets that no dataset
 of `scripts.collect` holds. A part that was measured is kept in ``out/parts``, so that the same
-command goes on where it was stopped.
+command goes on where it was stopped; where weights, settings or code have changed since, the parts
+that they concern are measured anew. What a world or a model does not allow is not run, and the
+report says why.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,6 +44,7 @@ from policies.judge.branching import branching
 from policies.judge.decisions import decision_lift, exploitability
 from policies.judge.drift import drift
 from policies.judge.inverse import InverseModel, inverse
+from policies.judge.media import BranchPicture
 from policies.judge.prediction import following, imagined, prediction
 from policies.judge.probe import Probe
 from policies.judge.recorded import Recorded, Windows, cut, mean_frame
@@ -52,17 +53,20 @@ from policies.judge.returns import Degraded, return_correlation
 from policies.judge.speed import frames_per_s
 from policies.judge.success import success_auroc
 from policies.judge.surprise import run_surprise
-from policies.judge.targets import PARTS, Estimate, asked, not_run, with_interval
+from policies.judge.targets import PARTS, Estimate, asked, checkpoints, not_run, with_interval
+from policies.monitor import PlainMonitor, SurpriseMonitor, require_enough
 from policies.planner import (
     Planner,
     PlannerConfig,
+    Record,
     SearchConfig,
     SimulatorPlanner,
     equal_cost_steps,
 )
-from policies.types import Policy
+from policies.types import Observation, Policy
 from worldmodel.checkpoint import Checkpoint, CheckpointError, find, open_checkpoint
-from worldmodel.imagine import window_length
+from worldmodel.data.errors import did_you_mean
+from worldmodel.imagine import Imagined, window_length
 from worldmodel.imagined_env import ImaginedVectorEnv
 from worldmodel.stamp import stamp
 from worldmodel.types import SpecMismatchError
@@ -70,7 +74,8 @@ from worldmodel.types import SpecMismatchError
 from . import _held_out as held_out
 from ._cli import refuse_unknown_keys
 from ._imagined import ImaginedWorld, imagined_world
-from ._world import environment_spec, make_world, options_of, world_of
+from ._kept import Kept, Key, Measured, Picture, code, weights
+from ._world import environment_spec, make_world, mapping_of, options_of, world_of
 from .evaluate import new_progress
 from .train import choose_device
 
@@ -111,7 +116,8 @@ class WorldmodelConfig:
         options: of the environment; they override those of the demonstrations.
         out: folder for the report.
         parts: of the report (`policies.judge.targets.PARTS`); null: all.
-        columns: name -> checkpoint of other world models, whose first parts stand beside.
+        columns: name -> checkpoint of other world models, whose first parts stand beside; null:
+            none.
         name: of this one, where there are others.
         seed, purpose: which block of resets (see `policies.evaluation.episode_seeds`).
         steps: sampling steps of imagination; `act_steps`: of the policy.
@@ -141,7 +147,7 @@ class WorldmodelConfig:
     options: Any = None
     out: str = "outputs/evaluate_worldmodel"
     parts: Any = None
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: Any = None
     name: str = "this one"
     seed: int = 0
     purpose: str = "reported"
@@ -178,6 +184,31 @@ COLUMNS = ("prediction", "action_following", "branching", "drift", "frames_per_s
 """Parts that other checkpoints are judged by too: those that need no policy."""
 FAULT_AT = 15
 """Control steps before a fault, plus up to as many again, by seed."""
+TWINS = {"decision_lift": "exploitability", "exploitability": "decision_lift"}
+"""Parts that are measured together."""
+FAILED = "failed with"
+"""So begins why a part was not run that broke off."""
+SHARED_SETTINGS = ("env", "options", "seed", "purpose", "steps")
+"""What every part depends on."""
+HELD_OUT = ("every", "episodes", "windows")
+DECISIONS = ("every", "act_steps", "decide")
+PART_SETTINGS: dict[str, tuple[str, ...]] = {
+    "prediction": (*HELD_OUT, "fit_episodes"),
+    "action_following": HELD_OUT,
+    "branching": ("every", "branches", "branch_steps", "starts", "apart", "fit_episodes"),
+    "inverse": (*HELD_OUT, "fit_episodes", "inverse_steps", "act_steps"),
+    "return_correlation": ("act_steps", "policies", "noise", "policy_episodes", "threshold"),
+    "decision_lift": DECISIONS,
+    "exploitability": DECISIONS,
+    "drift": ("every", "films", "film_steps", "history", "fit_episodes"),
+    "surprise": ("act_steps", "false_alarm_rate", "calibration_episodes", "fault_episodes"),
+    "frames_per_s": (),
+}
+"""What else each part depends on: where it changes, the part is measured anew."""
+
+
+class NotRunError(RuntimeError):
+    """A part of the report that this world or this model does not allow; says why."""
 
 
 class Judge:
@@ -190,26 +221,99 @@ class Judge:
 
     Raises:
         worldmodel.types.SpecMismatchError: the world is not the one that the model was trained on.
+        ValueError: a setting that this model cannot follow.
     """
 
     def __init__(self, config: WorldmodelConfig, checkpoint: Checkpoint, bars: Progress) -> None:
         self.config, self.checkpoint, self.bars = config, checkpoint, bars
         self.spec, self.horizon = checkpoint.spec, checkpoint.model.horizon
+        self.device = str(next(checkpoint.model.parameters()).device)
         self.options = options_of(config.env, config.options, checkpoint)
-        env = self.make()
+        require_cameras(config.env, self.options, checkpoint)
+        self.env = self.make()
+        self.world: World = world_of(self.env)
         self.spec.require_same(
-            environment_spec(env), "the checkpoint", f"environment {config.env}", image_size=False
+            environment_spec(self.env),
+            "the checkpoint",
+            f"environment {config.env}",
+            image_size=False,
         )
-        self.world: World = world_of(env)
+        self.unit = self.world.length_unit
         self.seeds = held_out.Seeds(config.seed, config.purpose)
-        known = checkpoint.objective.any_frame > 0
-        window_length(self.horizon, known)  # or what it cannot imagine, before anything is run
-        self.every = config.every if known else self.horizon.future_stride
-        self.history = config.history
-        if self.history is None:
-            self.history = checkpoint.objective.history_noise / 2
-        self.videos: list[SideBySide] = []
-        self.grids: list[Any] = []
+        self.any_frame = checkpoint.objective.any_frame > 0
+        self.every = config.every if self.any_frame else self.horizon.future_stride
+        self.span, self.unchained = spans(checkpoint)
+        if self.span and not 1 <= self.every <= self.span:
+            raise ValueError(f"every={self.every}: the distance of frames is from 1 to {self.span}")
+        largest = checkpoint.objective.history_noise
+        self.history = largest / 2 if config.history is None else config.history
+        if not 0 <= self.history <= largest:
+            raise ValueError(
+                f"history={self.history}: this model was trained with noise on its past up to "
+                f"{largest} (objective.history_noise)"
+            )
+        self.pictures: list[Picture] = []
+
+    def close(self) -> None:
+        """Close the worlds."""
+        self.env.close()
+        if "dream" in self.__dict__:
+            self.dream.close()
+
+    def measure(self, part: str) -> Measured:
+        """One part of the report.
+
+        Raises:
+            NotRunError: this world or this model does not allow it.
+        """
+        self.pictures = []
+        return Measured(getattr(self, part)(), self.pictures)
+
+    def require(self, part: str) -> None:
+        """Refuse a part that this world or this model does not allow, before anything is run.
+
+        Raises:
+            NotRunError: says why.
+        """
+        needs: dict[str, list[Callable[[], object]]] = {
+            "prediction": [self._require_imagining, self._require_expert],
+            "action_following": [self._require_imagining, self._require_expert],
+            "branching": [self._require_imagining, lambda: self.arm, self._require_branches],
+            "inverse": [self._require_imagining, self._require_expert, self._require_state],
+            "return_correlation": [self._require_same_world, lambda: self.dream],
+            "decision_lift": [self._require_imagining, self._require_planners],
+            "exploitability": [self._require_imagining, self._require_planners],
+            "drift": [self._require_imagining, lambda: self.arm, self._require_chains],
+            "surprise": [self._require_monitors],
+            "frames_per_s": [self._require_imagining],
+        }
+        try:
+            for need in needs[part]:
+                need()
+        except ValueError as error:  # what a model cannot do, in the words of whoever asks it
+            raise NotRunError(str(error)) from error
+
+    def key(self, part: str) -> Key:
+        """All that a part is measured of; see `scripts._kept`."""
+        c = self.config
+        config = asdict(c)
+        settings = {name: config[name] for name in (*SHARED_SETTINGS, *PART_SETTINGS[part])}
+        key: dict[str, Any] = {
+            "code": self._code,
+            "weights": weights([self.checkpoint.path]),
+            "settings": settings | {"device": self.device},
+        }
+        if part == "return_correlation":
+            key["policies"] = weights([find(path) for path in self.policy_paths])
+        elif "decide" in settings and c.decide.proposals is not None:
+            key["policies"] = weights([find(c.decide.proposals)])
+        elif part == "frames_per_s":
+            key["machine"] = {n: stamp()[n] for n in ("hardware", "threads")}
+        return key
+
+    @cached_property
+    def _code(self) -> str:
+        return code()
 
     def make(self) -> gym.Env:
         return make_world(self.config.env, self.options)
@@ -218,23 +322,86 @@ class Judge:
         task = self.bars.add_task(title, total=total)
         return lambda: self.bars.advance(task)
 
+    # --- what is needed ---------------------------------------------------------------------------
+
+    def _require_imagining(self) -> None:
+        if not self.spec.cameras:
+            raise NotRunError("this model sees no camera, so that it imagines no pictures")
+        if not self.span:
+            raise NotRunError(self.unchained)
+
+    def _require_expert(self) -> None:
+        if not self.world.has_expert:
+            raise NotRunError(f"{self.config.env} has no expert to show held-out episodes")
+
+    def _require_state(self) -> None:
+        if not self.spec.state_dim:
+            raise NotRunError("this robot has no joints for an inverse model to begin from")
+
+    def _require_chains(self) -> None:
+        if self.unchained:
+            raise NotRunError(self.unchained)
+
+    def _require_branches(self) -> None:
+        steps = self.config.branch_steps
+        if steps < self.every:
+            raise NotRunError(
+                f"branch_steps={steps} reach no frame; the first one is {self.every} steps on"
+            )
+        if steps > self.span:
+            try:
+                self._require_chains()
+            except NotRunError as error:
+                raise NotRunError(
+                    f"branch_steps={steps} is longer than a window of {self.span}, and {error}"
+                ) from error
+
+    def _require_same_world(self) -> None:
+        """Imagined episodes start in the world that the data is from; so must simulated ones."""
+        source = (self.checkpoint.stamp.get("environment") or {}).get("env")
+        here = envs.find(self.config.env).gym_id
+        if source != here:
+            raise NotRunError(
+                f"imagined episodes start where those of the data's world do, which is "
+                f"{source or 'not known'}; simulated ones are of {here}"
+            )
+
+    def _require_planners(self) -> None:
+        for n in self.config.decide.candidates:
+            Planner(self.proposer, self.checkpoint, self.plan(n))
+
+    def _require_monitors(self) -> None:
+        SurpriseMonitor(self.checkpoint)
+        PlainMonitor(self.spec)
+        require_enough(self.config.calibration_episodes, self.config.false_alarm_rate)
+        if not self.faults[0]:
+            raise NotRunError("; ".join(self.faults[1].values()))
+
     # --- what is looked at ------------------------------------------------------------------------
 
     def _episodes(self, part: str, title: str, count: int) -> list[Recorded]:
         both = self.seeds.of(part, 2 * count)
-        if not self.world.has_expert:
-            raise NotRunError(f"{self.config.env} has no expert to show held-out episodes")
-        advance = self.bar(title, 2 * count)
-        return held_out.episodes(self.world, both[:count], both[count:], advance)
+        # Exploration is for our own arm.
+        explored = both[count:] if isinstance(self.world, ArmEnv) else []
+        advance = self.bar(title, count + len(explored))
+        return held_out.episodes(self.world, both[:count], explored, advance)
 
-    def cut(self, episodes: Sequence[Recorded], ahead: int, each: int) -> Windows:
+    def cut(
+        self, episodes: Sequence[Recorded], ahead: int, each: int, unsolved: bool = False
+    ) -> Windows:
         past, stride = self.horizon.past, self.horizon.past_stride
-        return cut(episodes, self.spec, past=past, past_stride=stride, ahead=ahead, each=each)
+        try:
+            return cut(
+                episodes, self.spec, past=past, past_stride=stride, ahead=ahead, each=each,
+                unsolved=unsolved,
+            )  # fmt: skip
+        except ValueError as error:
+            raise NotRunError(str(error)) from error
 
     @property
     def ahead(self) -> int:
-        """Frames of a prediction: one window, at least as far as frame 8."""
-        return max(8, window_length(self.horizon, True)) // self.every * self.every
+        """Frames of a prediction: one window, and at least as far as frame 8 where it can be."""
+        return (self.span if self.unchained else max(8, self.span)) // self.every * self.every
 
     @cached_property
     def episodes(self) -> list[Recorded]:
@@ -246,7 +413,7 @@ class Judge:
 
     @cached_property
     def windows(self) -> Windows:
-        return self.cut(self.episodes, self.ahead, self.config.windows)
+        return self.cut(self.episodes, self.ahead, self.config.windows, unsolved=True)
 
     @cached_property
     def mean(self) -> Mapping[str, Any]:
@@ -256,17 +423,17 @@ class Judge:
     def probe(self) -> Probe | None:
         some = self.cut(self.fitting, 1, 40)
         now = some.past - 1
-        if not some.facts or not self.spec.cameras:
+        if not some.facts:
             return None
         facts = {name: values[:, now].numpy() for name, values in some.facts.items()}
         return Probe({c: v[:, now] for c, v in some.video.items()}, facts, some.episode)
 
     @cached_property
-    def predicted(self) -> tuple[dict[str, Any], Any]:
-        c = self.config
+    def predicted(self) -> tuple[dict[str, Any], Imagined]:
         return prediction(
-            self.checkpoint, self.windows, self.mean, self.probe, every=self.every, steps=c.steps
-        )
+            self.checkpoint, self.windows, self.mean, self.probe, every=self.every,
+            steps=self.config.steps, unit=self.unit,
+        )  # fmt: skip
 
     @property
     def arm(self) -> ArmEnv:
@@ -282,48 +449,62 @@ class Judge:
         return self.world
 
     def policy(self, path: str | Path | None = None) -> FlowPolicy:
-        """The policy of a checkpoint; default: of the one that is judged."""
+        """The policy of a checkpoint; default: of the one that is judged.
+
+        Raises:
+            worldmodel.types.SpecMismatchError: it is for another robot or other cameras.
+        """
         acting = PolicyConfig(steps=self.config.act_steps)
         if path is None:
             return FlowPolicy(self.checkpoint, acting)
-        device = str(next(self.checkpoint.model.parameters()).device)
-        return FlowPolicy.from_checkpoint(path, acting, device)
+        policy = FlowPolicy.from_checkpoint(path, acting, self.device)
+        self.spec.require_same(policy.spec, "the world model", f"policy {path}", image_size=False)
+        return policy
+
+    @cached_property
+    def proposer(self) -> FlowPolicy:
+        """Proposes what decisions choose from."""
+        return self.policy(self.config.decide.proposals)
+
+    @property
+    def policy_paths(self) -> list[str | Path]:
+        """Checkpoints whose success is correlated."""
+        return list(self.config.policies or run_checkpoints(self.checkpoint.path, 6))
 
     def run(
-        self, title: str, policy: Policy, seeds: Sequence[int], slots: int = 16, envs: Any = None
+        self, title: str, policy: Policy, seeds: Sequence[int], slots: int, worlds: Any = None
     ) -> Evaluation:
-        """Episodes of a policy in the simulator, or in the environments given."""
+        """Episodes of a policy in the simulator, or in the worlds given."""
         advance = self.bar(title, len(seeds))
-        limit = envs.max_steps if isinstance(envs, ImaginedVectorEnv) else None
+        limit = worlds.max_steps if isinstance(worlds, ImaginedVectorEnv) else None
         return evaluate(
-            policy, envs or self.make, seeds, num_envs=slots, max_steps=limit,
-            on_episode=lambda _: advance(),
+            policy, self.make if worlds is None else worlds, seeds, num_envs=slots,
+            max_steps=limit, on_episode=lambda _: advance(),
         )  # fmt: skip
 
     # --- the parts --------------------------------------------------------------------------------
 
     def prediction(self) -> dict[str, Any]:
         part, found = self.predicted
-        part["success"] = success_auroc(found, self.windows)
-        self._film(found)
-        return part
+        self._film()
+        return part | {"success": success_auroc(found, self.windows)}
 
-    def _film(self, found: Any) -> None:
+    def _film(self) -> None:
         """Every frame of a few held-out futures, imagined beside the truth."""
         kinds = list(dict.fromkeys(self.windows.kind))
-        rows = [next(i for i, k in enumerate(self.windows.kind) if k == kind) for kind in kinds]
+        rows = [self.windows.kind.index(kind) for kind in kinds]
         some = self.windows.part(np.array(rows[:4]))
-        every = 1 if self.checkpoint.objective.any_frame else self.every
+        every = 1 if self.any_frame else self.every
         shown = imagined(self.checkpoint, some, some.action, every=every, steps=self.config.steps)
         camera = self.spec.cameras[0]
         truth = some.at(shown.frames)[camera].movedim(-3, -1).numpy()
         guess = shown.video[camera].movedim(-3, -1).numpy()
-        for kind, real, imagined_ in zip(some.kind, truth, guess, strict=True):
-            self.videos.append(
+        for kind, real, made in zip(some.kind, truth, guess, strict=True):
+            self.pictures.append(
                 SideBySide(
                     title=f"A held-out future ({kind})",
                     real=real,
-                    imagined=imagined_,
+                    imagined=made,
                     fps=self.spec.fps / every,
                     caption="The model sees the frame before and the actions, no later frame.",
                     seconds=[f / self.spec.fps for f in shown.frames.tolist()],
@@ -353,10 +534,8 @@ class Judge:
         part, grids = branching(
             self.checkpoint, starts, self.probe, every=self.every, steps=c.steps
         )
-        part["apart"] = c.apart
-        part["starts_left_out"] = c.starts - len(starts)
-        self.grids += grids
-        return part
+        self.pictures += grids
+        return part | {"apart": c.apart, "starts_left_out": c.starts - len(starts)}
 
     def inverse(self) -> dict[str, Any]:
         gap = self.every
@@ -364,83 +543,117 @@ class Judge:
         model = InverseModel(self.checkpoint, train, gap, steps=self.config.inverse_steps)
         found = self.predicted[1]
         ahead = {c: v[:, 0] for c, v in found.video.items()}
-        return inverse(self.checkpoint, model, self.windows, ahead, steps=self.config.act_steps)
+        return inverse(
+            self.checkpoint, model, self.windows, ahead, steps=self.config.act_steps, unit=self.unit
+        )
 
     @cached_property
     def dream(self) -> ImaginedWorld:
         """The world, imagined."""
-        device = str(next(self.checkpoint.model.parameters()).device)
         own = {"sampling_steps": self.config.steps, "threshold": self.config.threshold}
-        try:
-            return imagined_world(self.checkpoint.path, own, device)
-        except ValueError as error:
-            raise NotRunError(str(error)) from error
+        options = mapping_of(self.config.options) | own
+        return imagined_world(self.checkpoint.path, options, self.device)
 
     def return_correlation(self) -> dict[str, Any]:
         c = self.config
-        last = self.policy()
-        policies: dict[str, Policy] = {}
-        for path in c.policies or run_checkpoints(self.checkpoint.path, 6):
-            policies[Path(path).name.lstrip("0") or "0"] = self.policy(path)
-        spread = np.array(self.spec.stats["action"]["std"])
+        paths = self.policy_paths
+        makers: dict[str, Callable[[], Policy]] = {
+            name: partial(self.policy, path)
+            for name, path in zip(labels(paths), paths, strict=True)
+        }
+        last, spread = self.policy(), np.array(self.spec.stats["action"]["std"])
         for share in c.noise:
-            policies[f"noise {share:g}"] = Degraded(last, share * spread, f"noise {share:g}")
+            name = f"noise {share:g}"
+            makers[name] = partial(Degraded, last, share * spread, name)
         seeds = self.seeds.first(c.policy_episodes)
         real, dreamt = [], []
-        for name, policy in policies.items():
+        for name, make in makers.items():
+            policy = make()
             real.append(self.run(f"simulated: {name}", policy, seeds, slots=25))
-            dreams = self.dream.vector(len(seeds))
-            dreamt.append(self.run(f"imagined: {name}", policy, seeds, envs=dreams))
-        return return_correlation(list(policies), real, dreamt)
+            slots = min(50, len(seeds))
+            dreams = self.dream.vector(slots)
+            dreamt.append(self.run(f"imagined: {name}", policy, seeds, slots, dreams))
+        return return_correlation(list(makers), real, dreamt)
+
+    def plan(self, candidates: int) -> PlannerConfig:
+        """How decisions among so many candidates are made."""
+        d = self.config.decide
+        return PlannerConfig(
+            candidates=candidates,
+            # A handful is too few to refine.
+            method=d.method if candidates >= 8 else "best_of",
+            lookahead=d.lookahead,
+            every=self.every if d.every is None else d.every,
+            steps=self.config.steps,
+            budget_ms=d.budget_ms,
+            max_rows=256,
+        )
 
     @cached_property
     def decided(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Both parts about decisions, from the same episodes."""
-        c, d = self.config, self.config.decide
-        policy = self.policy(d.proposals)
-        counts = [200 if d.full else n for n in d.episodes]
+        d = self.config.decide
+        policy = self.proposer
+        counts = [200] * len(d.candidates) if d.full else d.episodes
         seeds = self.seeds.first(max(counts))
         alone = self.run("policy alone", policy, seeds, d.slots)
         planned: dict[int, Evaluation] = {}
         ceiling: dict[int, Evaluation] = {}
-        same_time: dict[int, Evaluation] = {}
-        logs: dict[int, Any] = {}
+        same_time: dict[int, Evaluation | str] = {}
+        logs: dict[int, list[Record]] = {}
         costs = {}
         for n, count in zip(d.candidates, counts, strict=True):
             some, slots = seeds[:count], min(d.slots, count)
-            plan = PlannerConfig(
-                candidates=n, method=d.method if n >= 8 else "best_of", lookahead=d.lookahead,
-                every=self.every if d.every is None else d.every, steps=c.steps,
-                budget_ms=d.budget_ms, max_rows=256,
-            )  # fmt: skip
-            planner = Planner(policy, self.checkpoint, plan)
+            planner = Planner(policy, self.checkpoint, self.plan(n))
             planned[n] = self.run(f"best of {n}, imagined", planner, some, slots)
             logs[n] = list(planner.log)
-            worlds = [self.make() for _ in range(slots)]
-            search = SimulatorPlanner(policy, worlds, SearchConfig(candidates=n, max_rows=256))
+            if n == 1:
+                ceiling[n] = replace(alone, episodes=alone.episodes[:count])  # nothing to choose
+                same_time[n] = "one candidate is the policy alone"
+                continue
             if isinstance(self.world, ArmEnv):
-                ceiling[n] = self.run(f"best of {n}, simulated", search, some, slots, worlds)
-            for world in worlds:
-                world.close()
-            if n > 1:
+                ceiling[n] = self._best_by_simulator(n, some, slots)
+            try:
                 cost = equal_cost_steps(planner, self._observed(slots))
-                costs[str(n)] = asdict(cost)
-                longer = FlowPolicy(policy.checkpoint, replace(policy.config, steps=cost.steps))
-                same_time[n] = self.run(f"policy, {cost.steps} steps", longer, some, slots)
+            except (ValueError, RuntimeError) as error:  # a regression model; nothing to time
+                same_time[n] = str(error)
+                continue
+            costs[str(n)] = asdict(cost)
+            longer = FlowPolicy(policy.checkpoint, replace(policy.config, steps=cost.steps))
+            same_time[n] = self.run(f"policy, {cost.steps} steps", longer, some, slots)
+        simulated = f"{self.config.env} cannot be saved and restored"
         facts = {"lookahead": d.lookahead, "method": d.method, "costs": costs, "slots": d.slots}
         return (
-            decision_lift(d.candidates, planned, ceiling, alone, same_time, facts),
-            exploitability(d.candidates, logs, planned),
-        )
+            decision_lift(
+                d.candidates, planned, ceiling if isinstance(self.world, ArmEnv) else simulated,
+                alone, same_time, facts,
+            ),
+            exploitability(d.candidates, logs, planned, self.foresight),
+        )  # fmt: skip
 
-    def _observed(self, slots: int) -> Any:
+    @property
+    def foresight(self) -> int:
+        """Control steps that a decision looks ahead: executed parts, then a whole chunk."""
+        reach = self.horizon.chunk if self.any_frame else self.horizon.grid[-1]
+        length = min(self.proposer.horizon.chunk, reach)
+        every = self.plan(1).every or self.horizon.future_stride
+        executed = (self.config.decide.lookahead - 1) * self.proposer.config.execute
+        return executed + length // every * every
+
+    def _best_by_simulator(self, n: int, seeds: Sequence[int], slots: int) -> Evaluation:
+        """Decisions by the true simulator, the ceiling."""
+        worlds = [self.make() for _ in range(slots)]
+        try:
+            plan = SearchConfig(candidates=n, max_rows=256)
+            search = SimulatorPlanner(self.proposer, worlds, plan)
+            return self.run(f"best of {n}, simulated", search, seeds, slots, worlds)
+        finally:
+            for world in worlds:
+                world.close()
+
+    def _observed(self, slots: int) -> Observation:
         """First observations of as many slots, to time decisions on."""
-        from policies.types import Observation
-
-        seen = []
-        for seed in self.seeds.first(slots):
-            observation, _ = self.world.reset(seed=seed)
-            seen.append(observation)
+        seen = [self.world.reset(seed=seed)[0] for seed in self.seeds.first(slots)]
         return Observation(
             {c: np.stack([o["pixels"][c] for o in seen]) for c in self.spec.cameras},
             np.stack([o["agent_pos"] for o in seen]),
@@ -461,14 +674,13 @@ class Judge:
         windows = self.cut(films, c.film_steps, 1)
         part, shown = drift(
             self.checkpoint, windows, self.mean, every=self.every, steps=c.steps,
-            history=float(self.history or 0.0),
+            history=self.history,
         )  # fmt: skip
         camera = self.spec.cameras[0]
-        real = windows.at(part["frames"])[camera][0].movedim(-3, -1).numpy()
-        self.videos.append(
+        self.pictures.append(
             SideBySide(
                 title=f"{c.film_steps} frames, imagined from the first one",
-                real=real,
+                real=windows.at(part["frames"])[camera][0].movedim(-3, -1).numpy(),
                 imagined=shown[camera][0].movedim(-3, -1).numpy(),
                 fps=self.spec.fps / self.every,
                 caption="Windows that hand over their last frame.",
@@ -476,6 +688,19 @@ class Judge:
             )
         )
         return part
+
+    @cached_property
+    def faults(self) -> tuple[list[str], dict[str, str]]:
+        """Names of the faults that this world can have, and why it cannot have others."""
+        possible: list[str] = []
+        why: dict[str, str] = {}
+        for name in FAULTS:
+            try:
+                inject(self.env, name, FAULT_AT, 0)
+                possible.append(name)
+            except ValueError as error:
+                why[name] = str(error)
+        return possible, why
 
     def surprise(self) -> dict[str, Any]:
         c = self.config
@@ -486,24 +711,52 @@ class Judge:
         def faulty(name: str) -> Callable[[int], gym.Env]:
             return lambda seed: inject(self.make(), name, begins(seed), seed)
 
-        return run_surprise(
+        possible, why = self.faults
+        part = run_surprise(
             self.policy(),
             self.checkpoint,
             lambda seed: self.make(),
-            {name: faulty(name) for name in FAULTS},
+            {name: faulty(name) for name in possible},
             seeds_calibration=self.seeds.of("calibration", c.calibration_episodes),
             seeds_test=self.seeds.of("faults", c.fault_episodes),
             at_step=begins,
             false_alarm_rate=c.false_alarm_rate,
             num_envs=min(15, c.fault_episodes),
         )
+        part["faults"] |= {name: {"not_run": reason} for name, reason in why.items()}
+        return part
 
     def frames_per_s(self) -> dict[str, Any]:
         return frames_per_s(self.checkpoint, steps=self.config.steps)
 
 
-class NotRunError(RuntimeError):
-    """A part of the report that this world or this model does not allow; says why."""
+def spans(checkpoint: Checkpoint) -> tuple[int, str]:
+    """How many frames one window imagines (0: none), and why windows cannot be chained, or ""."""
+    horizon, any_frame = checkpoint.model.horizon, checkpoint.objective.any_frame > 0
+    try:
+        return window_length(horizon, any_frame), ""
+    except ValueError as error:
+        try:
+            window_length(horizon, True)
+        except ValueError:
+            return 0, str(error)
+        return horizon.grid[-1], str(error)
+
+
+def require_cameras(name: str, options: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Refuse a world without the model's cameras, before a camera is made.
+
+    Raises:
+        SpecMismatchError: names the cameras of both.
+    """
+    plain = make_world(name, {**options, "cameras": []})
+    has = list(world_of(plain).camera_names)
+    plain.close()
+    if missing := [c for c in options["cameras"] if c not in has]:
+        raise SpecMismatchError(
+            f"environment {name} does not fit the checkpoint, which sees cameras "
+            f"{list(checkpoint.spec.cameras)}: it has no {missing}, it has {has}"
+        )
 
 
 def run_checkpoints(path: Path, most: int) -> list[Path]:
@@ -511,65 +764,138 @@ def run_checkpoints(path: Path, most: int) -> list[Path]:
     beside = sorted(p for p in path.parent.iterdir() if p.name.isdigit() and p.is_dir())
     if len(beside) < 2:
         return [path]
+    if len(beside) <= most:
+        return beside
     # Most of what a policy learns it learns early.
-    at = np.unique(np.round(np.geomspace(1, len(beside), most)).astype(int)) - 1
-    return [beside[i] for i in at]
+    at = np.round(np.geomspace(1, len(beside), most)).astype(int) - 1
+    # Rounded, the first ones may coincide: then the next ones are taken.
+    at = np.maximum.accumulate(at - np.arange(most)) + np.arange(most)
+    return [beside[i] for i in np.minimum(at, len(beside) - most + np.arange(most))]
+
+
+def labels(paths: Sequence[str | Path]) -> list[str]:
+    """What policies are called: a checkpoint's step; the whole path where that is no name."""
+    short = [Path(path).name.lstrip("0") or "0" for path in paths]
+    if len(set(short)) == len(short):
+        return short
+    return [str(path) for path in paths]
 
 
 def judge(
     config: WorldmodelConfig, checkpoint: Checkpoint, console: Console, progress: Progress
 ) -> dict[str, Any]:
-    """Measure all parts, write the report, return it."""
+    """Measure all parts, write the report, return it.
+
+    Raises:
+        worldmodel.types.SpecMismatchError: the world, a policy or another checkpoint does not fit.
+        ValueError: a setting that means nothing.
+    """
     out = Path(config.out)
-    wanted = list(PARTS) if config.parts is None else list(config.parts)
+    wanted = checked_parts(config)
     report: dict[str, Any] = {
         "title": f"{envs.find(config.env).gym_id}, imagined",
         "subtitle": _subtitle(config, checkpoint),
         "name": config.name,
         "stamp": stamp() | {"config": asdict(config), "checkpoint": checkpoint.stamp},
     }
-    worker = Judge(config, checkpoint, progress)
-    report |= _measured(worker, wanted, out / "parts", config.fresh)
-    columns = {}
-    for name, path in config.columns.items():
-        other = open_checkpoint(path, device=str(next(checkpoint.model.parameters()).device))
-        beside = Judge(config, other, progress)
-        some = [p for p in wanted if p in COLUMNS]
-        columns[name] = _measured(
-            beside, some, out / "parts" / name.replace("/", "_"), config.fresh
-        )
+    with ExitStack() as stack:
+        worker = Judge(config, checkpoint, progress)
+        stack.callback(worker.close)
+        beside = {}
+        for name, path in (config.columns or {}).items():
+            beside[name] = Judge(config, open_checkpoint(path, device=worker.device), progress)
+            stack.callback(beside[name].close)
+        # Another robot's policy is refused now rather than after an hour.
+        if "return_correlation" in wanted:
+            for path in config.policies or []:
+                worker.policy(path)
+        if {"decision_lift", "exploitability"} & set(wanted):
+            assert worker.proposer
+        parts, pictures = _measured(worker, wanted, Kept(out / "parts"), console)
+        report |= parts
+        columns = {}
+        for name, other in beside.items():
+            kept = Kept(out / "parts" / name.replace("/", "_"))
+            some = [p for p in wanted if p in COLUMNS]
+            columns[name], _ = _measured(other, some, kept, console)
     if columns:
         report["columns"] = columns
-    write_worldmodel_report(report, out, videos=worker.videos, branches=worker.grids)
+    write_worldmodel_report(
+        report,
+        out,
+        videos=[p for p in pictures if isinstance(p, SideBySide)],
+        branches=[p for p in pictures if isinstance(p, BranchPicture)],
+    )
     return completed(report)
 
 
-def _measured(worker: Judge, wanted: Sequence[str], folder: Path, fresh: bool) -> dict[str, Any]:
-    """Parts by name; those that pictures are made of are always measured."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {k: v for k, v in asdict(worker.config).items() if k not in ("parts", "fresh", "out")}
-    weights = str(worker.checkpoint.path), worker.checkpoint.stamp.get("step")
-    key = hashlib.sha256(json.dumps([config, weights], sort_keys=True).encode()).hexdigest()[:16]
-    pictured = ("prediction", "branching", "drift")
-    parts: dict[str, Any] = {}
-    for name in PARTS:
-        path = folder / f"{name}.json"
-        if name not in wanted:
-            parts[name] = {"not_run": "not asked for"}
-            continue
-        kept = json.loads(path.read_text()) if path.is_file() and not fresh else {}
-        if kept.get("key") == key and name not in pictured:
-            parts[name] = kept["part"]
-            continue
+def checked_parts(config: WorldmodelConfig) -> list[str]:
+    """The parts that are asked for, in the order in which they are read.
+
+    Raises:
+        ValueError: an unknown part, or settings that do not fit each other.
+    """
+    wanted = list(PARTS) if config.parts is None else config.parts
+    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+    for part in wanted:
+        if part not in PARTS:
+            raise ValueError(
+                f"there is no part {part!r}.{did_you_mean(str(part), PARTS)} There are: "
+                f"{', '.join(PARTS)}"
+            )
+    if config.columns is not None and not isinstance(config.columns, Mapping):
+        raise ValueError(f"columns is {config.columns!r}; expected columns={{NAME:DIR,NAME:DIR}}")
+    if config.name in (config.columns or {}):
+        raise ValueError(f"a column is called {config.name!r} like the checkpoint: name=OTHER")
+    d = config.decide
+    if len(d.candidates) != len(d.episodes) or not d.candidates:
+        raise ValueError(
+            f"decide.episodes says for each of decide.candidates how many resets; found "
+            f"{d.episodes} for {d.candidates}"
+        )
+    if sorted(set(d.candidates)) != d.candidates or d.candidates[0] < 1 or min(d.episodes) < 1:
+        raise ValueError(
+            f"decide.candidates ascend from at least 1, decide.episodes are at least 1; found "
+            f"{d.candidates} and {d.episodes}"
+        )
+    return [part for part in PARTS if part in wanted]
+
+
+def _measured(
+    worker: Judge, wanted: Sequence[str], kept: Kept, console: Console
+) -> tuple[dict[str, Any], list[Picture]]:
+    """Parts by name, and the pictures that belong to them; what is kept is not measured again."""
+    parts: dict[str, Any] = {
+        part: {"not_run": "not asked for"} for part in PARTS if part not in wanted
+    }
+    pictures: list[Picture] = []
+    todo = []
+    for part in wanted:
         try:
-            parts[name] = getattr(worker, name)()
+            worker.require(part)
+            todo.append(part)
         except NotRunError as error:
-            parts[name] = {"not_run": str(error)}
-        whole = completed({name: parts[name]})[name]
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({"key": key, "part": whole}, indent=2) + "\n")
-        temporary.replace(path)
-    return parts
+            parts[part] = {"not_run": str(error)}
+    for part in todo:
+        key = worker.key(part)
+        found = None if worker.config.fresh else kept.read(part, key)
+        if found is None:
+            if changed := kept.differences(part, key):
+                console.print(f"{PARTS[part]}: measured anew, other {' and '.join(changed)}")
+            try:
+                found = worker.measure(part)
+                kept.write(part, key, found)
+                if twin := TWINS.get(part):  # measured already
+                    kept.write(twin, worker.key(twin), worker.measure(twin))
+            except NotRunError as error:
+                found = Measured({"not_run": str(error)})
+            except (ValueError, RuntimeError, OSError, ArithmeticError) as error:
+                # What takes hours is not lost to one part of it; the command fails at its end.
+                console.print_exception()
+                found = Measured({"not_run": f"{FAILED} {type(error).__name__}: {error}"})
+        parts[part] = found.part
+        pictures += found.pictures
+    return parts, pictures
 
 
 def _subtitle(config: WorldmodelConfig, checkpoint: Checkpoint) -> str:
@@ -605,14 +931,23 @@ def _estimate(column: Mapping[str, Any]) -> Estimate:
     return Estimate(value, low, high, column["why"])
 
 
+def failures(report: Mapping[str, Any]) -> list[str]:
+    """Parts that broke off with an error, of all checkpoints."""
+    return [
+        f"{name}: {part}"
+        for name, parts in checkpoints(report).items()
+        for part in PARTS
+        if (not_run(parts.get(part)) or "").startswith(FAILED)
+    ]
+
+
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate_worldmodel")
 def run(values: DictConfig) -> None:
     console = Console()
     try:
         config = cast(WorldmodelConfig, OmegaConf.to_object(values))
         envs.find(config.env)
-        if unknown := sorted(set(config.parts or []) - set(PARTS)):
-            raise ValueError(f"there are no parts {unknown}; there are {list(PARTS)}")
+        checked_parts(config)
         device = str(choose_device(config.device))
         checkpoint = open_checkpoint(find(config.checkpoint), device=device)
         out = Path(config.out)
@@ -623,10 +958,18 @@ def run(values: DictConfig) -> None:
     except MissingMandatoryValue as error:
         console.print(f"[bold red]Missing:[/] {error.full_key}=..., see --help", highlight=False)
         sys.exit(1)
+    except KeyboardInterrupt:
+        console.print(
+            f"Stopped. {config.out}/parts holds what is measured; the same command goes on."
+        )
+        sys.exit(130)
     except (CheckpointError, SpecMismatchError, ValueError, OSError) as error:
         console.print(f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)
     print_summary(report, out, console)
+    if broken := failures(report):
+        console.print(f"[bold red]Failed:[/] {escape(', '.join(broken))}", highlight=False)
+        sys.exit(1)
 
 
 def main() -> None:

@@ -42,11 +42,16 @@ def start_from(model: WorldModel, path: str | Path) -> list[str]:
         if text in other.spec.tasks:
             tasks[row] = weights["task.weight"][other.spec.tasks.index(text)]
     tasks[-1] = weights["task.weight"][-1]  # "no task"
-    model.load_state_dict(weights | {"task.weight": tasks})
+    weights["task.weight"] = tasks
+    if other.spec.has_success != model.spec.has_success:
+        # One of the two knows when the world counts as solved: a head starts afresh, or goes.
+        weights = {k: v for k, v in weights.items() if not k.startswith("success.")}
+        weights |= {k: v for k, v in model.state_dict().items() if k.startswith("success.")}
+    model.load_state_dict(weights)
     return differences(other.model, model)
 
 
-NOTED = ("robot_type", "fps", "action_kind", "image_size")
+NOTED = ("robot_type", "fps", "action_kind", "image_size", "has_success")
 """Fields of a spec that may differ between a checkpoint and what it is fine-tuned on."""
 
 

@@ -23,7 +23,7 @@ from .model import History
 from .sampler import PLAIN, Guidance, draw_noise
 from .selfflow import until_last_frame
 from .streams import generator
-from .tokens import Horizon, Pattern, pattern
+from .tokens import SEEING, Horizon, Pattern, pattern
 
 FORMS = ("window", "causal")
 Draw = tuple[Any, ...]
@@ -129,6 +129,10 @@ def require_fitting(checkpoint: Checkpoint, question: Pattern, seen: Mapping[str
     horizon = model.horizon
     given, _ = model.slices_of(question)
     cameras = {n.removeprefix("video/") for n in seen if n.startswith("video/")}
+    if question.name in SEEING and not spec.cameras:
+        raise ValueError(
+            f"the question {question.name!r} is about frames; the model sees no camera"
+        )
     if "video" in question.given and cameras != set(spec.cameras):
         raise ValueError(f"the model sees cameras {sorted(spec.cameras)}, found {sorted(cameras)}")
     for name, part in given.items():
@@ -150,8 +154,12 @@ def require_fitting(checkpoint: Checkpoint, question: Pattern, seen: Mapping[str
             raise ValueError(f"{name} holds values that are not finite")
 
 
-def window_length(horizon: Horizon, any_frame: bool) -> int:
+def window_length(horizon: Horizon, any_frame: bool, chained: bool = True) -> int:
     """After how many frames a window hands over.
+
+    Args:
+        any_frame: the model knows other frames than those of its grid.
+        chained: there is a window after it.
 
     Raises:
         ValueError: windows of this horizon cannot be chained, or know too few actions.
@@ -164,7 +172,8 @@ def window_length(horizon: Horizon, any_frame: bool) -> int:
             f"a window imagines {span} frames but is given {horizon.chunk} actions (data.chunk); "
             "train with data.chunk >= data.future * data.future_stride to imagine"
         )
-    if horizon.past > 1 and not any_frame and horizon.past_stride != horizon.future_stride:
+    apart = horizon.past > 1 and horizon.past_stride != horizon.future_stride
+    if chained and apart and not any_frame:
         raise ValueError(
             f"windows chain only where past frames are spaced like future ones; this model has "
             f"past_stride {horizon.past_stride} and future_stride {horizon.future_stride}, and "
@@ -218,11 +227,11 @@ def imagine(
     horizon = checkpoint.model.horizon
     any_frame = checkpoint.objective.any_frame > 0
     total = actions.shape[1]
-    chained = horizon.future and total > horizon.grid[-1]
-    span = window_length(horizon, any_frame or not chained)
-    every = horizon.future_stride if every is None else every
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; there are {list(FORMS)}")
+    first = horizon.future_stride * (1 if form == "causal" else horizon.future)
+    span = window_length(horizon, any_frame, chained=total > first)
+    every = horizon.future_stride if every is None else every
     if every != horizon.future_stride and not any_frame:
         raise ValueError(
             f"every={every}: this model knows frames at a distance of {horizon.future_stride} "

@@ -26,7 +26,7 @@ from torch import Tensor
 from .checkpoint import Checkpoint
 from .imagine import Imagined, ask, imagine
 from .sampler import PLAIN, Guidance
-from .tokens import pattern
+from .tokens import Pattern, pattern
 
 __all__ = ["Imagined", "act", "act_and_imagine", "imagine", "infer_actions", "predict", "reach"]
 
@@ -86,7 +86,7 @@ def infer_actions(
         frames: which frames after now the F future ones are; default: the model's grid.
         task, steps, seed: see `act`.
     """
-    question = pattern("inverse", checkpoint.model.horizon, offsets=frames)
+    question = _about("inverse", checkpoint, frames)
     answer = ask(checkpoint, question, video, state, {}, task, steps, (seed, "infer_actions"))
     assert answer.action is not None
     return answer.action
@@ -107,10 +107,11 @@ def predict(
 
     Args:
         video, state: past frames and states.
-        frames: which frames after now; default: the model's grid.
+        frames: which frames after now; default: the model's grid. Others take a model that was
+            trained with ``objective.any_frame`` above 0.
         task, steps, seed, guidance: see `act`.
     """
-    question = pattern("video", checkpoint.model.horizon, offsets=frames)
+    question = _about("video", checkpoint, frames)
     return ask(checkpoint, question, video, state, {}, task, steps, (seed, "predict"), guidance)
 
 
@@ -132,7 +133,7 @@ def act_and_imagine(
         frames: which frames after now; default: the model's grid.
         task, steps, seed, guidance: see `act`.
     """
-    question = pattern("joint", checkpoint.model.horizon, offsets=frames)
+    question = _about("joint", checkpoint, frames)
     draw = (seed, "act_and_imagine")
     return ask(checkpoint, question, video, state, {}, task, steps, draw, guidance)
 
@@ -156,11 +157,34 @@ def reach(
         goal: camera name -> uint8 ``[B, C, H, W]``.
         within: frames after now at which the goal is to be seen; default: the last of the grid.
         task, steps, seed, guidance: see `act`.
+
+    Raises:
+        ValueError: the goal is not a frame of each camera; and see `act` and `predict`.
     """
     horizon = checkpoint.model.horizon
-    at = (within or horizon.grid[-1],) if horizon.future else ()
-    question = pattern("reach", horizon, offsets=at)
+    question = _about("reach", checkpoint, horizon.grid[-1:] if within is None else (within,))
+    for camera, past in video.items():
+        found = list(goal[camera].shape) if camera in goal else "nothing"
+        expected = [len(past), *past.shape[2:]]
+        if found != expected:
+            raise ValueError(f"a goal shows what {camera} will see, {expected}; found {found}")
     seen = {c: torch.cat([v, goal[c][:, None].to(v.device)], 1) for c, v in video.items()}
     answer = ask(checkpoint, question, seen, state, {}, task, steps, (seed, "reach"), guidance)
     assert answer.action is not None
     return answer.action
+
+
+def _about(name: str, checkpoint: Checkpoint, frames: Sequence[int] | None) -> Pattern:
+    """A question about these frames; None is the model's grid.
+
+    Raises:
+        ValueError: frames that there are none of, or that the model was not trained to tell.
+    """
+    horizon = checkpoint.model.horizon
+    question = pattern(name, horizon, offsets=frames)
+    if checkpoint.objective.any_frame == 0 and not {*question.offsets} <= {*horizon.grid}:
+        raise ValueError(
+            f"frames {list(question.offsets)}: this model knows those of its grid only, "
+            f"{list(horizon.grid)}; train with objective.any_frame above 0 for others"
+        )
+    return question

@@ -28,7 +28,7 @@ from .inputs import Inputs
 from .model import Clock, History, Prediction, WorldModel, token_times
 from .streams import generator, uniform
 from .success import success_loss
-from .tokens import ACTING, PATTERNS, Pattern, Steps, pattern, unknown_kinds
+from .tokens import ACTING, PATTERNS, SEEING, Pattern, Steps, pattern, unknown_kinds
 from .types import Losses, Window
 
 OBJECTIVES = ("flow", "dts", "selfflow", "regression")
@@ -267,7 +267,7 @@ class SelfFlow(nn.Module):
             if share == 0 or (not horizon.future and name not in ACTING):
                 continue
             _, wanted = self.model.slices_of(pattern(name, horizon))
-            if wanted and (name not in ("inverse", "video", "reach") or self.model.spec.cameras):
+            if wanted and (name not in SEEING or self.model.spec.cameras):
                 shares[name] = share
         if not shares:
             raise ValueError(

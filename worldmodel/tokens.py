@@ -248,6 +248,8 @@ ACTING = ("act", "act_prefix")
 """Patterns without any future frame."""
 DECIDING = (*ACTING, "joint", "reach")
 """Patterns that answer with what a demonstrator would do."""
+SEEING = ("inverse", "video", "reach")
+"""Patterns that mean nothing to a robot without a camera."""
 
 
 def pattern(

@@ -21,6 +21,7 @@ from ..statistics import mean_intervals
 from .recorded import Windows, hold
 
 LEARNING_RATE = 2e-3
+BATCH = 64
 
 
 class InverseNetwork(nn.Module):
@@ -66,52 +67,61 @@ class InverseModel:
     ) -> None:
         spec = checkpoint.spec
         self.spec, self.gap = spec, gap
+        self.device = next(checkpoint.model.parameters()).device
         stats = spec.stats["state"]
         self.center = torch.tensor(stats["mean"])
         self.scale = torch.tensor(stats["std"]).clamp_min(1e-6)
-        pair, state, aim = self._cases(windows, windows.video, windows.action)
+        now = {c: v[:, -1] for c, v in windows.seen.items()}
+        pair = self._pairs(now, {c: v[:, 0] for c, v in windows.at([gap]).items()})
+        state = self._state(windows)
+        aim = (windows.action[:, :gap] - self.still(windows)).flatten(1)
         self.spread = aim.std(0).clamp_min(1e-6)
         self.network = InverseNetwork(
             6 * len(spec.cameras), spec.state_dim, gap * spec.action_dim, seed
-        )
+        ).to(self.device)
+        aim = aim / self.spread
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=LEARNING_RATE)
         draws = torch.Generator().manual_seed(seed)
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * min(1.0, 2 * (1 - step / steps))
-            rows = torch.randint(len(pair), (64,), generator=draws)
-            guess = self.network(pair[rows].float() / 255, state[rows])
-            loss = (guess - aim[rows] / self.spread).square().mean()
+            rows = torch.randint(len(pair), (BATCH,), generator=draws)
+            guess = self.network(*self._batch(pair[rows], state[rows]))
+            loss = (guess - aim[rows].to(self.device)).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
-    def _cases(
-        self, windows: Windows, video: Mapping[str, Tensor], action: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Pairs uint8 ``[N, 6 cameras, H, W]``, states, and actions minus standing still."""
-        now = windows.past - 1
-        pair = torch.cat(
-            [torch.cat([v[:, now], v[:, now + self.gap]], 1) for _, v in sorted(video.items())], 1
-        )
-        state = (windows.seen_state[:, -1] - self.center) / self.scale
-        still = hold(self.spec, windows.seen_state[:, -1], action[:, : self.gap])
-        return pair, state, (action[:, : self.gap] - still).flatten(1)
+    def still(self, windows: Windows) -> Tensor:
+        """What nothing has to be seen for, ``[N, gap, A]``: the joints stay.
+
+        What is no joint's target is at its mean in the data, for the true action is not known here.
+        """
+        mean = torch.tensor(self.spec.stats["action"]["mean"], dtype=torch.float32)
+        state = windows.seen_state[:, -1]
+        return hold(self.spec, state, mean.expand(len(windows), self.gap, -1))
 
     @torch.no_grad()
     def infer(self, windows: Windows, ahead: Mapping[str, Tensor]) -> Tensor:
-        """Actions ``[N, gap, A]`` from now to the frames `ahead`, camera -> ``[N, C, H, W]``."""
-        video = {
-            c: torch.cat([windows.seen[c], ahead[c][:, None].expand(-1, self.gap, -1, -1, -1)], 1)
-            for c in self.spec.cameras
-        }
-        pair, state, _ = self._cases(windows, video, windows.action)
-        still = hold(self.spec, windows.seen_state[:, -1], windows.action[:, : self.gap])
+        """Actions ``[N, gap, A]`` from now to the frames `ahead` (camera -> ``[N, C, H, W]``)."""
+        pair = self._pairs({c: v[:, -1] for c, v in windows.seen.items()}, ahead)
+        state = self._state(windows)
         parts = [
-            self.network(pair[i : i + 256].float() / 255, state[i : i + 256])
-            for i in range(0, len(pair), 256)
+            self.network(*self._batch(pair[i : i + BATCH], state[i : i + BATCH])).cpu()
+            for i in range(0, len(pair), BATCH)
         ]
+        still = self.still(windows)
         return still + (torch.cat(parts) * self.spread).view_as(still)
+
+    def _pairs(self, now: Mapping[str, Tensor], ahead: Mapping[str, Tensor]) -> Tensor:
+        """uint8 ``[N, 6 cameras, H, W]``."""
+        return torch.cat([torch.cat([now[c], ahead[c]], 1) for c in self.spec.cameras], 1)
+
+    def _state(self, windows: Windows) -> Tensor:
+        return (windows.seen_state[:, -1] - self.center) / self.scale
+
+    def _batch(self, pair: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return pair.to(self.device).float() / 255, state.to(self.device)
 
 
 def inverse(
@@ -121,6 +131,7 @@ def inverse(
     ahead: Mapping[str, Tensor],
     *,
     steps: int,
+    unit: str = "",
 ) -> dict[str, Any]:
     """The part "inverse": mean absolute error of the actions read off frames, joints only.
 
@@ -128,6 +139,7 @@ def inverse(
         windows: of held-out episodes that the inverse model has not seen.
         ahead: camera -> imagined frames ``[N, C, H, W]``, `InverseModel.gap` frames after now.
         steps: sampling steps of the model's own inverse dynamics ("cycle", a diagnostic).
+        unit: of the states that absolute actions are targets for; "" is not known.
     """
     gap, groups = model.gap, windows.episode
     truth = windows.action[:, :gap]
@@ -151,16 +163,17 @@ def inverse(
             ]
         )  # fmt: skip
 
-    asked = checkpoint.objective.any_frame > 0 or gap in checkpoint.model.horizon.grid[:1]
+    knows = checkpoint.objective.any_frame > 0 or gap in checkpoint.model.horizon.grid[:1]
     trained = checkpoint.objective.patterns.get("inverse", 0) > 0
+    untrained = {"not_run": "the model was not trained for it"}
     return {
         "imagined": off(model.infer(windows, ahead)),
         "real": off(model.infer(windows, real)),
-        "repeat": off(hold(spec, windows.seen_state[:, -1], truth)),
-        "cycle": off(own(ahead)) if asked and trained else {"not_run": "not trained for it"},
-        "own_on_real": off(own(real)) if asked and trained else {"not_run": "not trained for it"},
+        "repeat": off(model.still(windows)),
+        "cycle": off(own(ahead)) if knows and trained else untrained,
+        "own_on_real": off(own(real)) if knows and trained else untrained,
         "gap": gap,
-        "unit": "rad" if spec.action_kind == "absolute" else "unit",
+        "unit": (unit if spec.action_kind == "absolute" else "") or "unit",
         "n": len(windows),
         "episodes": len(np.unique(groups)),
     }

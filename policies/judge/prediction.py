@@ -63,12 +63,28 @@ def imagined(
 
 
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
-MEASURES: dict[str, Measure] = {
-    "psnr": lambda guess, truth, last: pictures.psnr(guess, truth),
-    "psnr_moving": pictures.moving_psnr,
-    "ssim": lambda guess, truth, last: pictures.ssim(guess, truth),
-    "gmsd": lambda guess, truth, last: pictures.gmsd(guess, truth),
+MEASURES: dict[str, tuple[Measure, int]] = {
+    "psnr": (lambda guess, truth, last: pictures.psnr(guess, truth), 1),
+    "psnr_moving": (pictures.moving_psnr, 1),
+    "ssim": (lambda guess, truth, last: pictures.ssim(guess, truth), pictures.WINDOW),
+    "gmsd": (lambda guess, truth, last: pictures.gmsd(guess, truth), 6),
+    "lpips": (lambda guess, truth, last: pictures.lpips(guess, truth), pictures.LPIPS_SMALLEST),
 }
+"""Name -> what compares guess, truth and last given frame, and the least pixels a side."""
+FVD_FRAMES = 10
+"""I3D pools over time: of fewer frames nothing is left."""
+
+
+def _measures(side: int) -> tuple[dict[str, Measure], dict[str, str]]:
+    """What can be measured of frames with so many pixels a side, and why the rest cannot."""
+    missing = {
+        name: f"needs {least} pixels a side, frames have {side}"
+        for name, (_, least) in MEASURES.items()
+        if side < least
+    }
+    if (why := pictures.lpips_missing()) is not None:
+        missing["lpips"] = why
+    return {n: measure for n, (measure, _) in MEASURES.items() if n not in missing}, missing
 
 
 def prediction(
@@ -79,6 +95,7 @@ def prediction(
     *,
     every: int,
     steps: int,
+    unit: str = "",
 ) -> tuple[dict[str, Any], Imagined]:
     """Imagined futures under the true actions against what came, for each imagined frame.
 
@@ -88,6 +105,7 @@ def prediction(
         probe: reads facts off frames; None where there are none to read.
         every: distance of the imagined frames.
         steps: sampling steps.
+        unit: of the states; "rad" is shown in degrees, "" is not known.
 
     Returns:
         The part "prediction" (see `policies.judge.report`), and what was imagined. Errors of
@@ -102,10 +120,7 @@ def prediction(
         "mean_frame": {c: mean[c][None, None].expand_as(truth[c]) for c in truth},
     }
     last = {c: v[:, -1:] for c, v in windows.seen.items()}
-    known: dict[str, Measure] = dict(MEASURES)
-    missing = pictures.lpips_missing()
-    if missing is None:
-        known["lpips"] = lambda guess, truth, last: pictures.lpips(guess, truth)
+    known, missing = _measures(min(checkpoint.spec.image_size))
     tables = {
         who: {
             name: _known_mean(
@@ -120,8 +135,7 @@ def prediction(
         for who, table in tables.items()
     }
     for table in lists.values():
-        if missing is not None:
-            table["lpips"] = {"not_run": missing}
+        table.update({name: {"not_run": why} for name, why in missing.items()})
     gain = tables["model"]["psnr_moving"] - tables["copy_last"]["psnr_moving"]
     gains = dict(zip(frames, mean_intervals(gain, windows.episode), strict=True))
     at = min(frames, key=lambda f: abs(f - 8))
@@ -135,7 +149,7 @@ def prediction(
         "sampling_steps": steps,
         "steps": {"frames": frames} | lists,
         "fvd": _fvd(found, truth),
-        "state": _states(checkpoint, windows, found, probe),
+        "state": _states(checkpoint, windows, found, probe, unit),
     }
     return part, found
 
@@ -166,17 +180,22 @@ def _fvd(found: Imagined, truth: Mapping[str, Tensor]) -> Any:
     if (why := pictures.fvd_missing()) is not None:
         return {"not_run": why}
     camera = next(iter(truth))
+    count, length = truth[camera].shape[:2]
+    if count < 2 or length < FVD_FRAMES:
+        return {"not_run": f"needs 2 films of {FVD_FRAMES} frames, found {count} of {length}"}
     return {"value": pictures.fvd(truth[camera], found.video[camera]), "n": len(truth[camera])}
 
 
-def _states(checkpoint: Checkpoint, windows: Windows, found: Imagined, probe: Probe | None) -> Any:
+def _states(
+    checkpoint: Checkpoint, windows: Windows, found: Imagined, probe: Probe | None, unit: str
+) -> Any:
     """Joints as the model says them, and facts as a linear probe reads them off the frames."""
     frames = found.frames.tolist()
     index = found.frames + windows.past - 1
     errors: list[dict[str, Any]] = []
     if found.state is not None:
         joints = [i for i, n in enumerate(checkpoint.spec.state_names) if "gripper" not in n]
-        scale, unit = _unit(checkpoint)
+        scale = float(np.degrees(1)) if unit == "rad" else 1.0
 
         def off(guess: Tensor) -> np.ndarray:
             wrong = (guess - windows.state[:, index]).abs()[..., joints].mean(-1)
@@ -186,7 +205,7 @@ def _states(checkpoint: Checkpoint, windows: Windows, found: Imagined, probe: Pr
         errors.append(
             {
                 "name": "joints, as the model says",
-                "unit": unit,
+                "unit": "deg" if unit == "rad" else unit or "unit",
                 "model": _dicts(mean_intervals(off(found.state), windows.episode)),
                 "floor": _dicts(mean_intervals(off(now), windows.episode)),
                 "floor_name": "stay",
@@ -207,13 +226,6 @@ def _states(checkpoint: Checkpoint, windows: Windows, found: Imagined, probe: Pr
                 | {"floor_name": "last frame"}
             )
     return {"frames": frames, "errors": errors} if errors else {"not_run": "no states, no facts"}
-
-
-def _unit(checkpoint: Checkpoint) -> tuple[float, str]:
-    """Joints of our worlds are radians and shown in degrees; of others the unit is not known."""
-    if checkpoint.stamp.get("environment") and checkpoint.spec.action_kind == "absolute":
-        return float(np.degrees(1)), "deg"
-    return 1.0, "unit"
 
 
 def following(
@@ -248,7 +260,7 @@ def following(
     still = hold(checkpoint.spec, windows.seen_state[:, -1], windows.action)
     truth = windows.at(found.frames)
 
-    def error(guess: Imagined) -> np.ndarray:
+    def error_of(guess: Imagined) -> np.ndarray:
         squares = [
             (guess.video[c].float() - v.float()).square().mean((1, 2, 3, 4))
             for c, v in truth.items()
@@ -256,22 +268,25 @@ def following(
         return torch.stack(squares).mean(0).sqrt().numpy()
 
     values = {
-        "true": error(found),
-        "shuffled": error(imagined(checkpoint, windows, other, every=every, steps=steps)),
-        "zero": error(imagined(checkpoint, windows, still, every=every, steps=steps)),
+        "true": error_of(found),
+        "shuffled": error_of(imagined(checkpoint, windows, other, every=every, steps=steps)),
+        "zero": error_of(imagined(checkpoint, windows, still, every=every, steps=steps)),
     }
     groups = windows.episode
     share = paired_share(values["true"], values["shuffled"], groups)
-    zero = paired_share(values["true"], values["zero"], groups)
+    zero = paired_share(values["true"], values["zero"], groups).to_dict()
+    error: dict[str, Any] = {
+        name: _dicts(mean_intervals(v[:, None], groups))[0] for name, v in values.items()
+    }
+    if checkpoint.spec.action_kind == "unknown":
+        zero = error["zero"] = {"not_run": "what does nothing is not known of these actions"}
     gap = mean_intervals((values["shuffled"] - values["true"])[:, None], groups)[0]
     return {
         "true_beats_shuffled": share.mean,
         "low": share.low,
         "high": share.high,
-        "true_beats_zero": zero.to_dict(),
-        "error": {
-            name: _dicts(mean_intervals(v[:, None], groups))[0] for name, v in values.items()
-        },
+        "true_beats_zero": zero,
+        "error": error,
         "gap": gap.to_dict(),
         "unit": "grey levels",
         "n": count,
@@ -281,6 +296,6 @@ def following(
                 values["true"][here], values["shuffled"][here], groups[here]
             ).to_dict()
             for kind in sorted(set(windows.kind))
-            if (here := np.array([k == kind for k in windows.kind])).any()
+            for here in [np.array([k == kind for k in windows.kind])]
         },
     }

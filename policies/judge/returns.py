@@ -66,20 +66,28 @@ def return_correlation(
 ) -> dict[str, Any]:
     """The part "return_correlation" (see `policies.judge.report`).
 
+    Resets that are solved before the first step are left out: they are no policy's success. How
+    many there were stands under "solved_at_reset".
+
     Args:
         names: of the P policies.
-        real, imagined: of each, on the same resets.
+        real, imagined: of each, all on the same resets.
 
     Raises:
         ValueError: other resets, or a different number of policies.
     """
-    if not len(names) == len(real) == len(imagined):
+    if not len(names) == len(real) == len(imagined) or not len(names):
         raise ValueError(f"{len(names)} policies, {len(real)} real, {len(imagined)} imagined")
     for name, one, other in zip(names, real, imagined, strict=True):
         if one.seeds != other.seeds:
             raise ValueError(f"{name}: simulated and imagined resets differ")
-    a = np.stack([e.outcomes for e in real])
-    b = np.stack([e.outcomes for e in imagined])
+        if one.seeds != real[0].seeds:
+            raise ValueError(f"{name} was run on other resets than {names[0]}")
+    solved = np.array([episode.solved_at_reset for episode in real[0].episodes])
+    if solved.all():
+        return {"not_run": f"all {len(solved)} resets are solved before the first step"}
+    a = np.stack([e.outcomes for e in real])[:, ~solved]
+    b = np.stack([e.outcomes for e in imagined])[:, ~solved]
     part: dict[str, Any] = correlations(a, b)
     part["policies"] = [
         {"name": name, "real": proportion(x).to_dict(), "imagined": proportion(y).to_dict()}
@@ -88,6 +96,7 @@ def return_correlation(
     episodes = np.tile(np.arange(a.shape[1]), len(names))
     part["episode_auroc"] = auroc(b.ravel().astype(float), a.ravel(), episodes).to_dict()
     part["bias"] = float(b.mean() - a.mean())
+    part["solved_at_reset"] = proportion(solved).to_dict()
     if len(names) < ENOUGH:
         part["warning"] = f"{len(names)} policies; with fewer than {ENOUGH} this says little"
     return part

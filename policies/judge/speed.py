@@ -27,13 +27,15 @@ def frames_per_s(
     """
     spec, horizon = checkpoint.spec, checkpoint.model.horizon
     device = next(checkpoint.model.parameters()).device
-    every = 1 if checkpoint.objective.any_frame else horizon.future_stride
+    any_frame = checkpoint.objective.any_frame > 0
+    every = 1 if any_frame else horizon.future_stride
+    length = horizon.chunk if any_frame else horizon.grid[-1]  # what one window imagines
 
     def measure(rows: int) -> dict[str, float]:
         size = (rows, horizon.past, 3, *spec.image_size)
         video = {c: torch.zeros(size, dtype=torch.uint8, device=device) for c in spec.cameras}
         state = torch.zeros(rows, horizon.past, spec.state_dim, device=device)
-        action = torch.zeros(rows, horizon.chunk, spec.action_dim, device=device)
+        action = torch.zeros(rows, length, spec.action_dim, device=device)
         rates = []
         for repeat in range(repeats + 1):
             begin = time.perf_counter()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,23 @@ TRAINING = "training.safetensors"
 def facts_of(config: SelfflowConfig, dataset: Any) -> Facts:
     """The facts of a LeRobot dataset, as ``scripts.train`` finds them, but over all its episodes.
 
-    LeRobot's own statistics cover all episodes too, whichever of them it trains on.
+    LeRobot's own statistics cover all episodes too, whichever of them it trains on. Its windows do
+    not say whether the world is solved at their frames, so the facts do not either.
 
     Args:
         dataset: LeRobot's metadata of it; only its folder is used.
 
     Raises:
-        DatasetError: no dataset for us, or one whose features LeRobot cannot cut windows of.
+        DatasetError: no dataset for us, one whose features LeRobot cannot cut windows of, or one
+            of which not all is to be imitated.
+        ValueError: an objective that asks for frames that LeRobot's windows do not hold.
     """
+    if config.objective["any_frame"] > 0:
+        raise ValueError(
+            f"objective.any_frame is {config.objective['any_frame']}, but windows of lerobot-train "
+            "hold the frames of the grid only. `python -m scripts.train "
+            f"data.root={dataset.root}` learns others (init=CHECKPOINT fine-tunes)"
+        )
     window = {k: config.window[k] for k in ("past", "past_stride", "future", "future_stride")}
     facts = read_facts(
         DataConfig(
@@ -62,7 +72,14 @@ def facts_of(config: SelfflowConfig, dataset: Any) -> Facts:
             f"lerobot-train cuts windows of {STATE}, action and observation.images.*; this dataset "
             f"says {foreign}. `python -m scripts.train data.root={dataset.root}` trains on it"
         )
-    return facts
+    if some := sorted({*facts.exploratory_episodes, *facts.action_free_episodes}):
+        raise DatasetError(
+            f"lerobot-train would imitate all {len(facts.train_episodes)} episodes; {len(some)} of "
+            f"them are exploratory or without actions ({', '.join(map(str, some[:8]))}"
+            f"{', ...' * (len(some) > 8)}). `python -m scripts.train data.root={dataset.root}` "
+            "learns from each what it is good for"
+        )
+    return replace(facts, spec=replace(facts.spec, has_success=False))
 
 
 class Learner(nn.Module):

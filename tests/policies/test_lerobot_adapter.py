@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,14 +52,14 @@ SPEC = Spec(
 SMOOTH = replace(SPEC, action_kind="absolute", action_targets=(1, -1), action_rank=(3, 2))
 
 
-def save(folder: Path, objective: str, spec: Spec = SPEC) -> None:
+def save(folder: Path, objective: str, spec: Spec = SPEC, **options: Any) -> None:
     """A checkpoint with random weights everywhere: fresh heads are zero and would hide mistakes."""
     model = WorldModel(spec, HORIZON, ModelConfig(size="debug", patch=8))
     source = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=source))
-    save_policy(folder, model, ObjectiveConfig(name=objective), {"made by": "a test"})
+    save_policy(folder, model, ObjectiveConfig(name=objective, **options), {"made by": "a test"})
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +224,29 @@ def test_the_facts_of_actions_survive_lerobots_saving(smooth: Path, tmp_path: Pa
     policy.save_pretrained(tmp_path)
     assert SelfflowPolicy.from_pretrained(tmp_path).spec == SMOOTH
     assert open_checkpoint(tmp_path).spec == SMOOTH
+
+
+def test_a_world_model_of_any_frame_and_success_acts_and_imagines(tmp_path: Path) -> None:
+    """As `lerobot-eval` opens it; what it saves again is the same."""
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    spec = replace(SMOOTH, has_success=True)
+    save(folder, "selfflow", spec, any_frame=0.3, history_noise=0.2)
+    config = PreTrainedConfig.from_pretrained(folder)
+    assert isinstance(config, SelfflowConfig)
+    config.save_predicted_video = True
+    policy = SelfflowPolicy.from_pretrained(folder, config=config)
+    assert policy.spec == spec
+    assert policy.model.success is not None
+    played = [policy.select_action(batch(seed=t)) for t in range(9)]
+    assert all(action.isfinite().all() for action in played)
+    chunks = range(0, 9, policy.config.n_action_steps)
+    assert sorted(policy._imagined) == [0, *(begin + 2 for begin in chunks)]  # its grid's frame
+    assert policy.last_predicted_latents is not None
+    policy.save_pretrained(tmp_path / "again")
+    again = open_checkpoint(tmp_path / "again")
+    assert (again.objective.any_frame, again.objective.history_noise) == (0.3, 0.2)
+    assert again.spec == spec
 
 
 # --- seeds, frames, tasks ------------------------------------------------------------------------

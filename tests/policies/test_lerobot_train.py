@@ -21,7 +21,7 @@ from policies.flow_policy import FlowPolicy
 from tests.datasets import write_dataset
 from tests.policies.lerobot_cli import run
 from worldmodel.checkpoint import CheckpointError, open_checkpoint, save_policy
-from worldmodel.data import DataConfig, open_data, read_facts
+from worldmodel.data import DataConfig, DatasetError, open_data, read_facts
 from worldmodel.finetune import start_from
 from worldmodel.model import WorldModel
 from worldmodel.selfflow import ObjectiveConfig
@@ -158,6 +158,34 @@ def test_a_dataset_that_lerobot_cuts_no_windows_of_is_refused_with_the_way(tmp_p
     root = write_dataset(tmp_path / "d", episodes=1, keys={"observation.state": "state"})
     with pytest.raises(ValueError, match=r"\['state'\].*scripts.train data.root="):
         SelfflowPolicy(SelfflowConfig(device="cpu"), dataset_meta=metadata(root))
+
+
+def test_frames_that_lerobots_windows_do_not_hold_are_refused_with_the_way(dataset: Path) -> None:
+    with pytest.raises(ValueError, match=r"any_frame is 0.2.*scripts.train data.root=.*squares"):
+        new_policy(dataset, objective={"any_frame": 0.2})
+    SelfflowConfig(device="cpu", objective={"any_frame": 0.2})  # as of a checkpoint that only acts
+
+
+def test_episodes_that_are_no_demonstrations_are_not_imitated(tmp_path: Path) -> None:
+    """They are refused, with the command that learns from them what they are good for."""
+    marks = {"demonstration": [True, False, True, False]}
+    root = write_dataset(tmp_path / "mixed", episodes=4, length=9, flags=marks, **NAMES)
+    with pytest.raises(DatasetError, match=r"imitate all 4 .* 2 of them .*\(1, 3\).*scripts.train"):
+        new_policy(root)
+    shown = {"demonstration": [True] * 4}
+    assert new_policy(write_dataset(tmp_path / "shown", episodes=4, length=9, flags=shown, **NAMES))
+
+
+def test_a_policy_does_not_speak_of_success_that_lerobots_windows_do_not_show(
+    tmp_path: Path,
+) -> None:
+    """A head that nothing trains would answer at random."""
+    marks = {"next.success": [[*[False] * 5, *[True] * 4]] * 2}
+    root = write_dataset(tmp_path / "marked", episodes=2, length=9, flags=marks, **NAMES)
+    policy = new_policy(root)
+    assert not policy.spec.has_success
+    assert policy.model.success is None
+    assert read_facts(DataConfig(root=str(root), chunk=8)).spec.has_success
 
 
 # --- a step --------------------------------------------------------------------------------------

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from tests.worldmodel.models import SPECS, make_checkpoint, make_model
-from worldmodel.imagine import imagine
+from worldmodel.checkpoint import Checkpoint
+from worldmodel.imagine import FORMS, imagine
 from worldmodel.sampler import draw_noise, sample
-from worldmodel.selfflow import until_last_frame
+from worldmodel.selfflow import ObjectiveConfig, until_last_frame
 from worldmodel.streams import generator
 from worldmodel.tokens import Horizon, pattern
 
@@ -25,8 +30,21 @@ def start(robot: str = "one camera", batch: int = 2, actions: int = 4):
     return video, state, torch.rand(batch, actions, 2, generator=g)
 
 
-def checkpoint(robot: str = "one camera", horizon: Horizon = HORIZON):
-    return make_checkpoint(make_model(SPECS[robot], horizon))
+def checkpoint(robot: str = "one camera", horizon: Horizon = HORIZON, **objective: Any):
+    return make_checkpoint(make_model(SPECS[robot], horizon), ObjectiveConfig(**objective))
+
+
+def encodings(opened: Checkpoint) -> list[dict[str, Tensor]]:
+    """What the model is given from now on, a window each."""
+    seen: list[dict[str, Tensor]] = []
+    encode = opened.model.encode
+
+    def note(given, *rest, **options):
+        seen.append(given)
+        return encode(given, *rest, **options)
+
+    opened.model.encode = note  # type: ignore[method-assign]
+    return seen
 
 
 @pytest.mark.parametrize("robot", SPECS)
@@ -74,14 +92,7 @@ def test_the_next_window_starts_from_the_imagined_frames() -> None:
     """Two windows in one call equal two calls, up to the noise: so the noise is made the same."""
     opened = checkpoint()
     video, state, actions = start(actions=8)
-    seen: list[dict] = []
-    encode = opened.model.encode
-
-    def note(given, *rest, **options):
-        seen.append(given)
-        return encode(given, *rest, **options)
-
-    opened.model.encode = note
+    seen = encodings(opened)
     found = imagine(opened, video, state, actions, steps=2)
     assert found.state is not None
     assert len(seen) == 2
@@ -133,3 +144,137 @@ def test_wrong_cameras_and_too_few_actions_are_named() -> None:
         imagine(checkpoint(), {"top": video["front"]}, state, actions)
     with pytest.raises(ValueError, match="1 actions reach no frame; one stride is 2"):
         imagine(checkpoint(), video, state, actions[:, :1])
+
+
+# --- any frame, frame after frame ----------------------------------------------------------------
+
+ANY: dict[str, Any] = {"any_frame": 0.3}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+def test_frames_come_at_the_distance_asked_for(every: int, form: str) -> None:
+    found = imagine(checkpoint(**ANY), *start(actions=13), steps=1, every=every, form=form)
+    assert found.frames.tolist() == list(range(every, 14, every))
+    assert found.state is not None
+    for values in (found.video["front"], found.state):
+        assert values.shape[1] == len(found.frames)
+        assert all(not torch.equal(values[:, i], values[:, 0]) for i in range(1, values.shape[1]))
+
+
+def test_the_grid_is_the_default_distance() -> None:
+    for options in ({}, ANY):
+        opened = checkpoint(**options)
+        found, same = (imagine(opened, *start(actions=9), steps=1, every=e) for e in (None, 2))
+        assert torch.equal(found.frames, same.frames)
+        assert torch.equal(found.video["front"], same.video["front"])
+
+
+def test_what_one_window_tells_of_its_grid_any_frame_does_not_change() -> None:
+    """Where windows hand over later, because they know more frames, the first ones are the same."""
+    usual, able = (imagine(checkpoint(**o), *start(actions=9)) for o in ({}, ANY))
+    assert torch.equal(usual.video["front"][:, :2], able.video["front"][:, :2])
+    assert not torch.equal(usual.video["front"][:, 2:], able.video["front"][:, 2:])
+
+
+@pytest.mark.parametrize(("every", "options"), [(2, {}), (2, ANY), (4, ANY)])
+def test_the_causal_form_hands_over_after_every_frame(every: int, options: dict) -> None:
+    """Where past frames lie no denser, each window's last past frame is the last answer."""
+    opened = checkpoint(**options)
+    video, state, actions = start(actions=13)
+    seen = encodings(opened)
+    found = imagine(opened, video, state, actions, steps=1, every=every, form="causal")
+    assert found.state is not None
+    windows = len(found.frames)
+    assert len(seen) - windows in (0, 1)  # perhaps one begun for the actions that are left over
+    for number, given in enumerate(seen[1 : windows + 1]):
+        frame = opened.inputs.normalize("video/front", found.video["front"][:, [number]])
+        assert torch.equal(given["video/front"][:, 1:], frame)
+        assert torch.equal(
+            given["state"][:, 1:], opened.inputs.normalize("state", found.state[:, [number]])
+        )
+        begin = (number + 1) * every
+        now = opened.inputs.normalize("action", actions[:, [min(begin, 12)]])
+        assert torch.equal(given["action"][:, :1], now)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_hundreds_of_frames_are_finite_and_each_window_sees_as_much(form: str) -> None:
+    opened = checkpoint(**ANY, history_noise=0.3)
+    seen = encodings(opened)
+    options: dict[str, Any] = {"every": 1, "form": form, "history": 0.2}
+    found = imagine(opened, *start(batch=1, actions=300), steps=1, **options)
+    assert found.state is not None
+    assert found.state.shape == (1, 300, 3)
+    assert found.state.isfinite().all()
+    assert {tuple((n, v.shape) for n, v in given.items()) for given in seen} == {
+        (
+            ("video/front", torch.Size((1, 2, 6, 192))),
+            ("state", torch.Size((1, 2, 1, 3))),
+            ("action", torch.Size((1, 6, 1, 2))),
+        )
+    }
+
+
+def test_noise_on_the_past_is_on_what_was_imagined_and_follows_from_the_seed() -> None:
+    opened = checkpoint(history_noise=0.3)
+    plain, noised, again, other = (
+        imagine(opened, *start(actions=8), history=h, seed=s).video["front"]
+        for h, s in ((0.0, 0), (0.2, 0), (0.2, 0), (0.2, 1))
+    )
+    assert torch.equal(plain[:, :2], noised[:, :2])  # the first window's past was seen
+    assert not torch.equal(plain[:, 2:], noised[:, 2:])
+    assert torch.equal(noised, again)
+    assert not torch.equal(noised, other)
+
+
+def test_success_is_told_of_every_frame_by_models_that_know_of_it() -> None:
+    model = make_model(replace(SPECS["one camera"], has_success=True))
+    opened = make_checkpoint(model, ObjectiveConfig(**ANY))
+    found = imagine(opened, *start(actions=7), every=1)
+    assert found.success is not None
+    assert found.success.shape == (2, 7)
+    assert ((found.success > 0) & (found.success < 1)).all()
+    assert imagine(checkpoint(), *start()).success is None
+
+
+@pytest.mark.parametrize(
+    ("options", "known", "message"),
+    [
+        ({"every": 1}, {}, "knows frames at a distance of 2 only; train with objective.any_frame"),
+        ({"every": 0}, ANY, "the distance of frames is from 1 to 6"),
+        ({"every": 7}, ANY, "the distance of frames is from 1 to 6"),
+        ({"form": "causl"}, {}, r"form is 'causl'; there are \['window', 'causal'\]"),
+        ({"history": 0.1}, {}, r"up to 0.0 \(objective.history_noise\)"),
+        ({"history": 0.4}, {"history_noise": 0.3}, "up to 0.3"),
+        ({"history": -0.1}, {"history_noise": 0.3}, "history=-0.1"),
+        ({"every": 6}, ANY, "4 actions reach no frame; one stride is 6"),
+    ],
+)
+def test_what_a_model_has_not_learned_is_refused(options: dict, known: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        imagine(checkpoint(**known), *start(), **options)
+
+
+@pytest.mark.parametrize("past_stride", [1, 3, 5])
+def test_strides_that_differ_are_refused_where_frames_are_handed_over_and_only_there(
+    past_stride: int,
+) -> None:
+    horizon = Horizon(past=2, past_stride=past_stride, future=2, future_stride=2, chunk=4)
+    opened = checkpoint(horizon=horizon)
+    one_window = imagine(opened, *start(actions=4), steps=1)
+    assert one_window.frames.tolist() == [2, 4]
+    assert imagine(opened, *start(actions=2), steps=1, form="causal").frames.tolist() == [2]
+    for actions, form in ((5, "window"), (3, "causal")):
+        with pytest.raises(ValueError, match=f"past_stride {past_stride} and future_stride 2"):
+            imagine(opened, *start(actions=actions), form=form)
+
+
+@pytest.mark.parametrize("past_stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("form", FORMS)
+def test_models_of_any_frame_chain_at_any_stride(form: str, past_stride: int) -> None:
+    horizon = Horizon(past=2, past_stride=past_stride, future=2, future_stride=2, chunk=5)
+    for every in (1, 2, 3):
+        opened = checkpoint(horizon=horizon, **ANY)
+        found = imagine(opened, *start(actions=11), steps=1, every=every, form=form)
+        assert found.frames.tolist() == list(range(every, 12, every))

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
-from tests.worldmodel.models import HORIZON, SPECS, Question, make_model
+from tests.worldmodel.models import (
+    HORIZON,
+    SPECS,
+    Question,
+    make_model,
+    make_window,
+    randomised,
+)
 from worldmodel.backbone import Block, Rotary, rotate
+from worldmodel.checkpoint import open_checkpoint, save_policy
+from worldmodel.data.normalize import CLIP
+from worldmodel.inputs import Inputs
 from worldmodel.model import MASK_BIAS, Clock, ModelConfig, WorldModel
-from worldmodel.tokens import PATTERNS
+from worldmodel.selfflow import ObjectiveConfig
+from worldmodel.tokens import PATTERNS, pattern
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
@@ -175,6 +190,121 @@ def test_a_fresh_model_imagines_the_last_past_frame_again() -> None:
         if name in fresh.masked:  # its new pixels are zeros still, of which a little shows
             now = now * (1 - torch.sigmoid(torch.tensor(MASK_BIAS)))
         torch.testing.assert_close(data[name], now.expand_as(data[name]))
+
+
+def moved(kind: str, scales: list[float], shift: float) -> dict[str, list[float]]:
+    """Statistics of values that lie elsewhere, and reach further."""
+    return {
+        n: [s * v[0] + (0.0 if n == "std" else shift) for s in scales]
+        for n, v in SPECS["one camera"].stats[kind].items()
+    }
+
+
+ABSOLUTE = replace(
+    SPECS["one camera"],
+    action_kind="absolute",
+    action_targets=(2, 0),
+    stats={"state": moved("state", [1.0, 2.0, 3.0], -0.3), "action": moved("action", [2, 3], 0.1)},
+)
+
+
+@pytest.mark.parametrize("mode", CLIP)
+@pytest.mark.parametrize("offsets", [(2, 4), (1,), (3, 6)])
+def test_a_fresh_model_expects_states_where_absolute_actions_want_them(
+    offsets: tuple[int, ...], mode: str
+) -> None:
+    """In physical units; states that no action speaks of are expected to stay."""
+    fresh = WorldModel(ABSOLUTE, HORIZON, ModelConfig(size="debug", normalization=mode))
+    inputs = Inputs(ABSOLUTE, fresh.modalities, mode)
+    question = pattern("forward", HORIZON, offsets=offsets)
+    given_steps, wanted_steps = fresh.slices_of(question)
+    window = make_window(ABSOLUTE, replace(HORIZON, future=len(offsets)))
+    # Within the range of both, so that nothing is clamped.
+    window.state, window.action = 0.4 * window.state, 0.4 * window.action
+    given = inputs.patches(window, given_steps)
+    noisy = {n: torch.randn_like(v) for n, v in inputs.patches(window, wanted_steps).items()}
+    clock = Clock({n: torch.full((4, 1), 0.7) for n in noisy})
+    encoded = fresh.encode(given, given_steps, window.task, offsets=offsets)
+    found = inputs.denormalize("state", fresh(noisy, wanted_steps, clock, encoded).data["state"])
+    expected = window.state[:, 1:2].repeat(1, len(offsets), 1)
+    at = [o - 1 for o in offsets]
+    expected[:, :, 2], expected[:, :, 0] = window.action[:, at, 0], window.action[:, at, 1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["delta", "unknown"])
+def test_other_actions_are_no_targets(kind: str) -> None:
+    fresh = WorldModel(replace(ABSOLUTE, action_kind=kind), HORIZON, ModelConfig(size="debug"))
+    question = Question(fresh, "forward")
+    now = question.given["state"][:, HORIZON.past - 1 : HORIZON.past]
+    torch.testing.assert_close(question.ask().data["state"], now.expand(-1, 2, -1, -1))
+
+
+def test_a_frame_is_told_the_action_that_leads_to_it_and_the_mean_so_far() -> None:
+    """Its own token, before anything attends to anything."""
+    model = make_model()
+    question = Question(model, "forward")
+    told = model.encode(question.given, question.given_steps, question.task).lead
+    assert told is not None
+    actions = question.given["action"][:, :, 0]
+    for number, offset in enumerate(HORIZON.grid):
+        other = dict(question.given)
+        other["action"] = torch.zeros_like(other["action"])
+        # Ones with the same last action and the same mean, but in another order.
+        other["action"][:, offset - 1, 0] = actions[:, offset - 1]
+        rest = actions[:, :offset].sum(1) - actions[:, offset - 1]
+        other["action"][:, 0, 0] += rest
+        same = model.encode(other, question.given_steps, question.task).lead
+        assert same is not None
+        torch.testing.assert_close(told[:, number], same[:, number], rtol=1e-4, atol=1e-4)
+        for changed_step, heard in ((offset - 1, True), (offset, False)):
+            if changed_step < HORIZON.chunk:
+                other = dict(question.given) | {"action": question.given["action"].clone()}
+                other["action"][:, changed_step] += 0.5
+                differs = model.encode(other, question.given_steps, question.task).lead
+                assert differs is not None
+                assert changed(told[:, number], differs[:, number]) is heard
+    for name in PATTERNS:
+        if name != "forward":
+            unled = Question(model, name)
+            encoded = model.encode(unled.given, unled.given_steps, unled.task)
+            assert encoded.lead is None
+
+
+def test_new_pixels_are_blended_in_by_the_mask_and_the_rest_is_copied() -> None:
+    model = WorldModel(SPECS["one camera"], HORIZON, ModelConfig(size="debug"))
+    question, bias = Question(model, "video"), model.state_dict()["head.video_front.bias"]
+    width = model.modalities["video/front"].width
+    now = question.given["video/front"][:, 1:2].expand(-1, 2, -1, -1)
+    for mask, share in ((30.0, 1.0), (-30.0, 0.0), (-MASK_BIAS, 0.5)):
+        bias[:width], bias[width:] = 0.3, mask
+        found = question.ask().data["video/front"]
+        torch.testing.assert_close(found, now + share * (0.3 - now), rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_of_before_is_what_it_was(tmp_path: Path) -> None:
+    """Its settings do not speak of what it did not have."""
+    config = ModelConfig(size="debug", per_frame_actions=False, copy_mask=False)
+    old = randomised(WorldModel(ABSOLUTE, HORIZON, config))
+    assert not any(n.startswith("lead") for n in old.state_dict())
+    assert old.masked == {}
+    save_policy(tmp_path, old, ObjectiveConfig(), {})
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    for name in ("per_frame_actions", "copy_mask"):
+        del values["model"][name]
+    for name in ("any_frame", "history_noise"):
+        del values["objective"][name]
+    del values["spec"]["has_success"]
+    path.write_text(json.dumps(values))
+    opened = open_checkpoint(tmp_path)
+    assert opened.model.config == config
+    assert (opened.objective.any_frame, opened.objective.history_noise) == (0.0, 0.0)
+    assert opened.model.success is None
+    assert (ModelConfig().per_frame_actions, ModelConfig().copy_mask) == (True, True)
+    a, b = (Question(m, "forward").ask().data for m in (old.eval(), opened.model))
+    for n, v in a.items():
+        torch.testing.assert_close(b[n], v, rtol=1e-4, atol=1e-4)
 
 
 def test_rotation_makes_products_depend_on_distances_only() -> None:

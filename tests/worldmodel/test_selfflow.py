@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from tests.worldmodel.models import HORIZON, SPECS, make_model, make_window, randomised
+from worldmodel.checkpoint import parse_objective
 from worldmodel.diagnostics import teacher_signal, time_gap
 from worldmodel.flow import TimeConfig, interpolate
 from worldmodel.model import Clock, Prediction, token_times
-from worldmodel.selfflow import Ema, ObjectiveConfig, Question, SelfFlow
-from worldmodel.tokens import pattern
+from worldmodel.selfflow import Ema, ObjectiveConfig, Question, SelfFlow, until_last_frame
+from worldmodel.tokens import ACTING, PATTERNS, pattern
 
 SPEC = SPECS["one camera"]
 NONE = {"video": 0.0, "state": 0.0, "action": 0.0}
@@ -165,6 +166,126 @@ def test_only_patterns_that_the_robot_allows_are_trained() -> None:
     assert sum(shares.values()) == pytest.approx(1)
     with pytest.raises(ValueError, match="none of the patterns .'video'. can be trained"):
         make(spec=SPECS["no camera"], patterns={"video": 1.0})
+
+
+# --- which frames, which past --------------------------------------------------------------------
+
+
+def test_without_other_frames_and_noise_on_the_past_all_is_as_if_there_were_no_such_settings() -> (
+    None
+):
+    """As a run whose configuration was written before there were any."""
+    before = asdict(ObjectiveConfig())
+    del before["any_frame"], before["history_noise"]
+    old = SelfFlow(make_model(), parse_objective(before))
+    randomised(old.ema.model, seed=7, scale=0.05)
+    now = make(any_frame=0.0, history_noise=0.0)
+    assert same(train(now), train(old))
+    assert {now.choose(step).offsets for step in range(50)} == {HORIZON.grid}
+
+
+def test_asking_for_other_frames_changes_the_frames_asked_for_and_nothing_else() -> None:
+    usual, any_frame = make(), make(any_frame=0.4)
+    pairs = [(usual.choose(step), any_frame.choose(step)) for step in range(1000)]
+    asked = [found for _, found in pairs if found.name not in ACTING]
+    assert all(replace(b, offsets=a.offsets) == a or b.name == "reach" for a, b in pairs)
+    assert all(a == b for a, b in pairs if b.name in ACTING)
+    elsewhere = sum(found.offsets != HORIZON.grid for found in asked)
+    assert elsewhere / len(asked) == pytest.approx(0.4, abs=0.08)
+    # A batch about the grid is the very same batch.
+    step = next(n for n, (a, b) in enumerate(pairs) if b.offsets == a.offsets and b.has_future)
+    window, question = make_window(SPEC), pairs[step][1]
+    assert torch.equal(*(o.losses(window, question, step).total for o in (usual, any_frame)))
+
+
+def test_other_frames_are_ascending_within_the_horizon_and_follow_from_seed_and_step() -> None:
+    objective, again, other = (make(any_frame=1.0, seed=s) for s in (0, 0, 1))
+    found = [objective._offsets(step, 1) for step in range(300)]
+    assert found == [again._offsets(step, 1) for step in range(300)]
+    assert found != [other._offsets(step, 1) for step in range(300)]
+    assert found != [objective._offsets(step, 0) for step in range(300)]
+    for offsets in found:
+        assert list(offsets) == sorted(set(offsets))
+        assert 1 <= offsets[0] <= offsets[-1] <= HORIZON.reach
+        assert 1 <= len(offsets) <= HORIZON.future
+    alone = [offsets[0] for offsets in found if len(offsets) == 1]
+    assert set(alone) == set(range(1, HORIZON.reach + 1))  # any frame can be
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_noise_on_the_past_is_for_imagining_only(name: str) -> None:
+    window, question = make_window(SPEC), pattern(name, HORIZON, 2)
+    usual, noised = (make(history_noise=h).losses(window, question, 3).total for h in (0.0, 0.4))
+    assert torch.equal(usual, noised) is ("video" not in question.wanted)
+
+
+def test_the_student_sees_a_noised_past_and_the_teacher_a_clean_one() -> None:
+    """Actions and what the answer is added to are clean for both."""
+    objective, window = make(history_noise=0.4, draws={}), make_window(SPEC)
+    question = pattern("forward", HORIZON)
+    seen: dict[str, list[dict[str, torch.Tensor]]] = {"student": [], "teacher": []}
+    anchors: dict[str, dict[str, torch.Tensor]] = {}
+    for role, model in (("student", objective.model), ("teacher", objective.ema.model)):
+        pack = model._pack
+
+        def note(patches, steps, anchored, *rest, role=role, pack=pack):
+            seen[role].append(dict(patches))
+            anchors[role] = dict(anchored)
+            return pack(patches, steps, anchored, *rest)
+
+        model._pack = note  # type: ignore[method-assign]
+    objective.losses(window, question, step=2)
+    asked = objective.ask(window, question, 2)
+    assert asked.history is not None
+    level = asked.history.level
+    assert ((level > 0) & (level < 0.4)).all()
+    assert level.unique().numel() == len(level)  # a sample has its own
+    assert set(asked.history.noise) == {"video/front", "state"}
+    student, teacher = seen["student"][0], seen["teacher"][0]
+    for name, clean in asked.given.items():
+        assert torch.equal(teacher[name], clean)
+        expected = clean
+        if name in asked.history.noise:
+            expected = interpolate(clean, asked.history.noise[name], level[:, None, None, None])
+            assert torch.equal(anchors["student"][name], anchors["teacher"][name])
+        assert torch.equal(student[name], expected)
+    now = asked.given["video/front"][:, HORIZON.past - 1 : HORIZON.past]
+    assert torch.equal(anchors["student"]["video/front"], now)
+
+
+def test_noise_on_the_past_of_no_strength_is_a_clean_past() -> None:
+    """The time of the given frames is the one that they always had."""
+    objective = make(history_noise=0.4)
+    question = pattern("forward", HORIZON)
+    asked = objective.ask(make_window(SPEC), question, 2)
+    assert asked.history is not None
+    asked.history.level.zero_()
+    model, noisy = objective.model, asked.noisy(asked.draw.clock)
+    clean, noised = (
+        model(
+            noisy,
+            asked.wanted_steps,
+            asked.draw.clock,
+            model.encode(asked.given, asked.given_steps, asked.task, history=history),
+        ).data
+        for history in (None, asked.history)
+    )
+    for name, values in clean.items():
+        torch.testing.assert_close(noised[name], values, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("last", [1, 3, 6])
+def test_actions_after_the_last_frame_asked_for_never_count(last: int) -> None:
+    question = pattern("forward", HORIZON, offsets=sorted({1, last}))
+    window = make_window(SPEC, replace(HORIZON, future=len(question.offsets)))
+    told = until_last_frame(window.action, question)
+    assert torch.equal(told[:, :last], window.action[:, :last])
+    assert (told[:, last:] == told[:, last - 1 : last]).all()
+    for step in range(HORIZON.chunk):
+        other = replace(window, action=window.action.clone())
+        other.action[:, step] += 0.3
+        a, b = (make().losses(w, question, 0).total for w in (window, other))
+        assert torch.equal(a, b) is (step >= last)
 
 
 # --- teacher -------------------------------------------------------------------------------------
@@ -398,6 +519,8 @@ def test_the_signal_is_of_the_tokens_that_count_and_differ(
         ({"mask_ratio": {"action": 0.6}}, r"mask_ratio.action is in \[0, 0.5\], found 0.6"),
         ({"student_depth": 0.8}, "student_depth < teacher_depth"),
         ({"ema": 1.0}, "found 1.0"),
+        ({"any_frame": 1.5}, r"any_frame is in \[0, 1\], found 1.5"),
+        ({"history_noise": -0.1}, r"history_noise is in \[0, 1\], found -0.1"),
     ],
 )
 def test_a_wrong_setting_is_refused(options: dict, message: str) -> None:

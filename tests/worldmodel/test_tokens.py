@@ -93,6 +93,41 @@ def test_inverse_dynamics_sees_no_future_state() -> None:
     assert pattern("inverse", horizon).given["state"] == slice(0, horizon.past)
 
 
+@pytest.mark.parametrize("offsets", [(3,), (1, 2, 7), (16,)])
+def test_the_goal_of_reach_is_the_last_of_its_frames_and_those_between_are_left_out(
+    offsets: tuple[int, ...],
+) -> None:
+    horizon = Horizon()
+    question = pattern("reach", horizon, offsets=offsets)
+    times = horizon.times("frame", offsets)
+    assert times[question.given["video"]].tolist() == [-1, 0, offsets[-1]]
+    assert times[question.given["state"]].tolist() == [-1, 0]
+    assert set(question.wanted) == {"action"}
+
+
+def test_offsets_take_the_place_of_the_grid() -> None:
+    horizon = Horizon(past=2, future=2, future_stride=3, chunk=9)
+    assert horizon.grid == (3, 6)
+    assert horizon.reach == 9
+    assert pattern("video", horizon).offsets == horizon.grid
+    assert pattern("video", horizon, offsets=[1, 9]).offsets == (1, 9)
+    assert horizon.times("frame", (1, 9)).tolist() == [-1, 0, 1, 9]
+    assert horizon.times("chunk", (1, 9)).tolist() == list(range(9))
+
+
+def test_what_decides_learns_from_demonstrations_and_what_predicts_from_more() -> None:
+    found = {name: pattern(name, Horizon()).source for name in PATTERNS}
+    assert found == {
+        "act": "demonstrated",
+        "act_prefix": "demonstrated",
+        "forward": "has_action",
+        "inverse": "has_action",
+        "video": "any",
+        "joint": "demonstrated",
+        "reach": "demonstrated",
+    }
+
+
 def test_an_empty_prefix_is_acting_afresh() -> None:
     act, prefixed = pattern("act", Horizon()), pattern("act_prefix", Horizon(), prefix=0)
     assert prefixed.given == act.given
@@ -107,6 +142,12 @@ def test_an_empty_prefix_is_acting_afresh() -> None:
         (("forward", Horizon(future=0)), "'forward' needs future frames; data.future is 0"),
         (("act_prefix", Horizon(chunk=4), 4), r"prefix is in \[0, 4\), found 4"),
         (("act_prefix", Horizon(), -1), "found -1"),
+        (
+            ("video", Horizon(), 1, (0, 4)),
+            r"ascending order, from 1 to 16 after now; found \[0, 4\]",
+        ),
+        (("reach", Horizon(), 1, (17,)), r"from 1 to 16 after now; found \[17\]"),
+        (("joint", Horizon(), 1, (4, 4)), r"found \[4, 4\]"),
     ],
 )
 def test_an_impossible_pattern_is_refused(arguments: tuple, message: str) -> None:

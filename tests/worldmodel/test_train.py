@@ -268,17 +268,44 @@ def test_the_best_checkpoint_has_the_lowest_score(
     assert (tmp_path / "checkpoints/last").resolve().name == "00000007"
 
 
+def checkpoints(out: Path) -> list[str]:
+    return sorted(p.name for p in (out / "checkpoints").iterdir())
+
+
+def test_checkpoints_of_every_so_many_steps_stay(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the best and the last; killed at a step of no mark, that one goes."""
+    scores = iter([3.0, 1.0, 2.0, 4.0])
+    monkeypatch.setattr(module, "validate", lambda *_: {"validation/score": next(scores)})
+    config = replace(CONFIG, validate_every=2, save_every=1, keep_every=3)
+    stop = after(5, lambda: signal.raise_signal(signal.SIGTERM), objective(data))
+    train(data, tmp_path, config, steps=8, learner=stop)
+    assert checkpoints(tmp_path) == ["00000003", "00000004", "00000005", "best", "last"]
+    train(data, tmp_path, config, steps=8, resume=True)
+    kept = ["00000003", "00000004", "00000006", "00000008", "best", "last"]
+    assert checkpoints(tmp_path) == kept
+    assert open_checkpoint(tmp_path / "checkpoints/00000003").stamp["step"] == 3
+
+
+def test_only_what_is_saved_can_stay(data: Data, tmp_path: Path) -> None:
+    train(data, tmp_path / "rare", replace(CONFIG, save_every=4, keep_every=3), steps=13)
+    assert checkpoints(tmp_path / "rare") == ["00000012", "00000013", "best", "last"]
+    train(data, tmp_path / "none", replace(CONFIG, save_every=1, keep_every=0), steps=4)
+    assert checkpoints(tmp_path / "none") == ["00000004", "best", "last"]
+
+
 def test_killed_between_its_two_links_the_best_is_put_right(data: Data, tmp_path: Path) -> None:
     train(data, tmp_path, replace(CONFIG, validate_every=4), steps=4)
-    checkpoints = tmp_path / "checkpoints"
-    best, stale = checkpoints / "best", checkpoints / "00000001"
+    folder = tmp_path / "checkpoints"
+    best, stale = folder / "best", folder / "00000001"
     stale.mkdir()
     best.unlink()
     best.symlink_to(stale.name)
-    (checkpoints / ".last-1").symlink_to(stale.name)
+    (folder / ".last-1").symlink_to(stale.name)
     train(data, tmp_path, replace(CONFIG, validate_every=4), steps=5, resume=True)
     assert best.resolve().name == "00000004"
-    assert sorted(p.name for p in checkpoints.iterdir()) == ["00000004", "00000005", "best", "last"]
+    assert checkpoints(tmp_path) == ["00000004", "00000005", "best", "last"]
 
 
 def test_a_finished_but_unlinked_checkpoint_of_another_run_is_not_taken_for_its_own(
@@ -374,6 +401,7 @@ def test_the_dtype_that_auto_chose_is_kept(
         ({"dtype": "float16"}, "bfloat16"),
         ({"accumulate": 0}, "at least 1"),
         ({"save_every": -1}, "at least 0"),
+        ({"keep_every": -1}, "at least 0"),
         ({"betas": [0.9]}, "two numbers"),
         ({"clip": 0.0}, "above 0"),
     ],
