@@ -33,7 +33,7 @@ from worldmodel.types import Spec
 from ._world import axes_of, environment_spec, make_world, mapping_of, options_of, world_of
 
 PREFIX = "imagined:"
-OWN_OPTIONS = ("starts", "max_steps", "sampling_steps", "threshold", "history")
+OWN_OPTIONS = ("starts", "max_steps", "sampling_steps", "threshold", "patience", "history")
 """Options of an imagined world; all others are the simulator's."""
 
 
@@ -53,7 +53,7 @@ class ImaginedWorld:
         axes: what smoothness is measured on.
         hold: the action that stays at a measured state; None where that is not known.
         note: what a reader should know of the starts, or "".
-        settings: `steps`, `threshold` and `history` of `worldmodel.imagined_env`.
+        settings: `steps`, `threshold`, `patience` and `history` of `worldmodel.imagined_env`.
         world: the simulator, None where there is none.
     """
 
@@ -123,8 +123,9 @@ def imagined_world(
         path: a run's folder or a checkpoint; a name ``imagined:FOLDER`` is fine too.
         options: `OWN_OPTIONS` (``starts``, a LeRobot dataset or several; ``max_steps``;
             ``sampling_steps`` per frame, 1; ``threshold``, the probability from which an episode
-            counts as solved, 0.5; ``history``, see `worldmodel.imagine.imagine`), and options of
-            the simulator, by default those of the data.
+            counts as solved, 0.5, after ``patience`` frames of it, 1; ``history``, see
+            `worldmodel.imagine.imagine`), and options of the simulator, by default those of the
+            data.
         device: of the world model.
 
     Raises:
@@ -152,7 +153,8 @@ def imagined_world(
             "scripts.collect wrote, which says where it was collected"
         )
     settings = {"steps": own.get("sampling_steps", 1), "threshold": own.get("threshold", 0.5)}
-    world.settings = settings | {"history": own.get("history", 0.0)}
+    settings |= {"patience": own.get("patience", 1), "history": own.get("history", 0.0)}
+    world.settings = settings
     world.max_steps = int(own.get("max_steps", world.max_steps))
     try:
         world.vector(1)  # or what it cannot do, before anything is imagined

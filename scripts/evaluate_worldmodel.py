@@ -49,7 +49,7 @@ from policies.judge.prediction import following, imagined, prediction
 from policies.judge.probe import Probe
 from policies.judge.recorded import Recorded, Windows, cut, mean_frame
 from policies.judge.report import SideBySide, completed, write_worldmodel_report
-from policies.judge.returns import Degraded, return_correlation
+from policies.judge.returns import Degraded, calibrate_success, return_correlation
 from policies.judge.speed import frames_per_s
 from policies.judge.success import success_auroc
 from policies.judge.surprise import run_surprise
@@ -135,7 +135,8 @@ class WorldmodelConfig:
         noise: standard deviations of actions (in shares of their spread in the data) with which the
             last policy is made worse, for further ones.
         policy_episodes: resets for each policy, simulated and imagined.
-        threshold: probability from which an imagined episode counts as solved.
+        threshold, patience: an imagined episode counts as solved once the probability of success
+            has been so high for so many frames; null: what tells recorded episodes best.
         decide: see `DecisionConfig`.
         false_alarm_rate: chosen, per episode; calibration_episodes, fault_episodes: resets.
         device: "auto", "cpu", "cuda", ...
@@ -159,7 +160,7 @@ class WorldmodelConfig:
     fit_episodes: int = 40
     inverse_steps: int = 1500
     branches: int = 8
-    branch_steps: int = 16
+    branch_steps: int = 32
     starts: int = 50
     apart: float = 10.0
     films: int = 10
@@ -168,10 +169,11 @@ class WorldmodelConfig:
     policies: Any = None
     noise: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.5, 0.8, 1.2])
     policy_episodes: int = 50
-    threshold: float = 0.5
+    threshold: float | None = None
+    patience: int | None = None
     decide: DecisionConfig = field(default_factory=DecisionConfig)
     false_alarm_rate: float = 0.05
-    calibration_episodes: int = 60
+    calibration_episodes: int = 80
     fault_episodes: int = 30
     device: str = "auto"
     fresh: bool = False
@@ -191,13 +193,21 @@ FAILED = "failed with"
 SHARED_SETTINGS = ("env", "options", "seed", "purpose", "steps")
 """What every part depends on."""
 HELD_OUT = ("every", "episodes", "windows")
+SOLVED = ("patience", "fit_episodes")
 DECISIONS = ("every", "act_steps", "decide")
 PART_SETTINGS: dict[str, tuple[str, ...]] = {
     "prediction": (*HELD_OUT, "fit_episodes"),
     "action_following": HELD_OUT,
     "branching": ("every", "branches", "branch_steps", "starts", "apart", "fit_episodes"),
     "inverse": (*HELD_OUT, "fit_episodes", "inverse_steps", "act_steps"),
-    "return_correlation": ("act_steps", "policies", "noise", "policy_episodes", "threshold"),
+    "return_correlation": (
+        "act_steps",
+        "policies",
+        "noise",
+        "policy_episodes",
+        "threshold",
+        *SOLVED,
+    ),
     "decision_lift": DECISIONS,
     "exploitability": DECISIONS,
     "drift": ("every", "films", "film_steps", "history", "fit_episodes"),
@@ -550,12 +560,23 @@ class Judge:
     @cached_property
     def dream(self) -> ImaginedWorld:
         """The world, imagined."""
-        own = {"sampling_steps": self.config.steps, "threshold": self.config.threshold}
+        own = {"sampling_steps": self.config.steps}
         options = mapping_of(self.config.options) | own
         return imagined_world(self.checkpoint.path, options, self.device)
 
+    @cached_property
+    def solved(self) -> dict[str, Any]:
+        """When an imagined episode counts as solved."""
+        c = self.config
+        found: dict[str, Any] = {}
+        if c.threshold is None or c.patience is None:
+            found = calibrate_success(self.checkpoint, self.fitting, steps=c.steps)
+        stated = {"threshold": c.threshold, "patience": c.patience}
+        return found | {k: v for k, v in stated.items() if v is not None}
+
     def return_correlation(self) -> dict[str, Any]:
         c = self.config
+        self.dream.settings |= {k: self.solved[k] for k in ("threshold", "patience")}
         paths = self.policy_paths
         makers: dict[str, Callable[[], Policy]] = {
             name: partial(self.policy, path)
@@ -573,7 +594,7 @@ class Judge:
             slots = min(50, len(seeds))
             dreams = self.dream.vector(slots)
             dreamt.append(self.run(f"imagined: {name}", policy, seeds, slots, dreams))
-        return return_correlation(list(makers), real, dreamt)
+        return return_correlation(list(makers), real, dreamt) | {"solved_when": self.solved}
 
     def plan(self, candidates: int) -> PlannerConfig:
         """How decisions among so many candidates are made."""
@@ -722,6 +743,7 @@ class Judge:
             at_step=begins,
             false_alarm_rate=c.false_alarm_rate,
             num_envs=min(15, c.fault_episodes),
+            is_usual=lambda episode: episode.success,
         )
         part["faults"] |= {name: {"not_run": reason} for name, reason in why.items()}
         return part

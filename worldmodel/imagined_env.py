@@ -228,7 +228,9 @@ class _Imagined:
             with frames as the model sees them. Frames are resized to what the space says.
         robot: facts of that world: refused where they differ from the model's.
         steps: sampling steps per frame.
-        threshold: probability of success from which an episode counts as solved, and ends.
+        threshold, patience: an episode counts as solved, and ends, when the probability of success
+            has reached the threshold for so many frames in a row. Of a hundred judgements the
+            highest is often wrong; `policies.judge.returns.calibrate_success` finds both.
         history: see `worldmodel.imagine.imagine`.
 
     Raises:
@@ -249,6 +251,7 @@ class _Imagined:
         robot: Spec | None = None,
         steps: int = 1,
         threshold: float = 0.5,
+        patience: int = 1,
         history: float = 0.0,
     ) -> None:
         spec = checkpoint.spec
@@ -260,13 +263,14 @@ class _Imagined:
                 "its data had no next.success, or no failures. Collect some "
                 "(scripts.collect exploration=0.4) and train again"
             )
-        if max_steps < 1 or not 0 < threshold <= 1:
+        if max_steps < 1 or patience < 1 or not 0 < threshold <= 1:
             raise ValueError(
-                "max_steps is at least 1 and threshold above 0, up to 1; found "
-                f"max_steps={max_steps}, threshold={threshold}"
+                "max_steps and patience are at least 1 and threshold above 0, up to 1; found "
+                f"max_steps={max_steps}, patience={patience}, threshold={threshold}"
             )
         self.dream = Dream(checkpoint, steps, history)
-        self.starts, self.max_steps, self.threshold = starts, max_steps, threshold
+        self.starts, self.max_steps = starts, max_steps
+        self.threshold, self.patience = threshold, patience
         seen, acts = spaces_of(spec)
         self.one_observation = observation_space or seen
         self.one_action = action_space or acts
@@ -331,7 +335,7 @@ class ImaginedEnv(_Imagined, gym.Env):
     """One imagined world. Observation, action and ``info["is_success"]`` are those of the real one.
 
     ``info["success"]`` is the probability that the model gives it. An episode terminates when it
-    reaches the threshold. See `_Imagined` for the arguments.
+    has reached the threshold. See `_Imagined` for the arguments.
     """
 
     def __init__(self, checkpoint: Checkpoint, starts: Starts, **options: Any) -> None:
@@ -352,7 +356,7 @@ class ImaginedEnv(_Imagined, gym.Env):
         super().reset(seed=seed)
         chosen = int(self.np_random.integers(2**31)) if seed is None else seed
         observation = self._see(self.start([chosen]))
-        self._step = 0
+        self._step = self._streak = 0
         return observation, {"is_success": False, "mode": "", "success": 0.0}
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -373,7 +377,8 @@ class ImaginedEnv(_Imagined, gym.Env):
         assert success is not None
         self._step += 1
         probability = float(success[0])
-        done = probability >= self.threshold
+        self._streak = self._streak + 1 if probability >= self.threshold else 0
+        done = self._streak >= self.patience
         info = {"is_success": done, "mode": "", "success": probability}
         observation = self._see(self.shown(video, state))
         return observation, float(done), done, self._step >= self.max_steps, info
@@ -455,6 +460,7 @@ class ImaginedVectorEnv(_Imagined, VectorEnv):
         self._step = 0
         self._live = np.ones(self.num_envs, bool)
         self._success = np.zeros(self.num_envs)
+        self._streak = np.zeros(self.num_envs, np.int64)
         self._done, self._over = np.zeros((2, self.num_envs), bool)
         return _copied(self._shown), self._infos()
 
@@ -502,7 +508,9 @@ class ImaginedVectorEnv(_Imagined, VectorEnv):
         for camera, frames in found.get("pixels", {}).items():
             self._shown["pixels"][camera][self._live] = frames
         self._success[self._live] = success.numpy()
-        self._done[self._live] = self._success[self._live] >= self.threshold
+        good = self._success >= self.threshold
+        self._streak[self._live] = np.where(good, self._streak + 1, 0)[self._live]
+        self._done[self._live] = self._streak[self._live] >= self.patience
         self._over[self._live] = self._step >= self.max_steps
 
     def _infos(self) -> dict[str, Any]:

@@ -11,12 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from worldmodel.checkpoint import Checkpoint
+from worldmodel.imagined_env import Dream
+
 from ..evaluation import Evaluation
 from ..flow_policy import FlowPolicy
 from ..statistics import proportion
 from ..types import Decision, Observation
 from .ranking import auroc, correlations
+from .recorded import Recorded
 
+THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
+PATIENCES = (1, 2, 3, 4, 6)
 ENOUGH = 12
 """With fewer policies a correlation says little: at 8, r = 0.78 has an interval of 0.17 to 0.96."""
 
@@ -59,6 +65,69 @@ class Degraded:
             self._noise[slot] = keep * self._noise[slot] + (1 - keep**2) ** 0.5 * fresh
         action = (decision.action + self._noise).astype(np.float32)
         return Decision(action, decision.new_chunk, decision.latency_ms)
+
+
+def calibrate_success(
+    checkpoint: Checkpoint, episodes: Sequence[Recorded], *, steps: int = 1
+) -> dict[str, Any]:
+    """When an imagined episode counts as solved: the threshold and patience that tell best.
+
+    Recorded actions are played again in imagination, from the first frame to the last, and judged
+    by what really came of them (balanced accuracy). So what errors of a whole rollout do to the
+    judgement is part of it.
+
+    Args:
+        episodes: none of which anything is judged on later.
+        steps: sampling steps per frame.
+
+    Returns:
+        ``threshold``, ``patience`` (see `worldmodel.imagined_env`), ``balanced_accuracy`` on these
+        very episodes, ``auroc``, ``n``.
+
+    Raises:
+        ValueError: the episodes all succeed, or all fail.
+    """
+    outcomes = np.array([e.success.any() for e in episodes])
+    if outcomes.all() or not outcomes.any():
+        raise ValueError(
+            f"{int(outcomes.sum())} of {len(outcomes)} episodes succeed; telling success takes both"
+        )
+    dream = Dream(checkpoint, steps)
+    dream.begin(
+        [
+            {"pixels": {c: v[0] for c, v in e.images.items()}, "agent_pos": e.state[0]}
+            for e in episodes
+        ],
+        range(len(episodes)),
+    )
+    longest = max(map(len, episodes))
+    actions = np.stack([e.action[np.minimum(np.arange(longest), len(e) - 1)] for e in episodes])
+    found = np.zeros((len(episodes), longest))
+    for t in range(longest):
+        success = dream.step(actions[:, t])[2]
+        assert success is not None, "this model has no success head"
+        found[:, t] = success.numpy()
+    for row, episode in zip(found, episodes, strict=True):
+        row[len(episode) :] = 0
+    best: tuple[float, float, int] = (-1.0, 0.5, 1)
+    for patience in PATIENCES:
+        # The lowest of so many in a row, at its highest: from this threshold on it is unsolved.
+        windows = np.lib.stride_tricks.sliding_window_view(found, patience, axis=1)
+        score = windows.min(-1).max(-1)
+        for threshold in THRESHOLDS:
+            solved = score >= threshold
+            balanced = (solved[outcomes].mean() + (~solved[~outcomes]).mean()) / 2
+            best = max(best, (float(balanced), threshold, patience))
+    _, threshold, patience = best
+    windows = np.lib.stride_tricks.sliding_window_view(found, patience, axis=1)
+    return {
+        "threshold": threshold,
+        "patience": patience,
+        "balanced_accuracy": best[0],
+        "auroc": auroc(windows.min(-1).max(-1), outcomes).to_dict(),
+        "n": len(episodes),
+        "solved": int(outcomes.sum()),
+    }
 
 
 def return_correlation(

@@ -32,6 +32,7 @@ from ..monitor import (
     MonitorConfig,
     PlainMonitor,
     SurpriseMonitor,
+    episodes_needed,
     require_enough,
 )
 from ..statistics import percentiles, proportion
@@ -194,6 +195,7 @@ def run_surprise(
     config: MonitorConfig | None = None,
     num_envs: int = 1,
     max_steps: int | None = None,
+    is_usual: Callable[[Episode], bool] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """How well surprise finds faults, beside how well it goes without a world model.
@@ -211,6 +213,9 @@ def run_surprise(
         config: of both monitors.
         num_envs: worlds side by side.
         max_steps: see `policies.evaluation.evaluate`.
+        is_usual: which undisturbed episodes may set the threshold; None: all. One that fails (the
+            arm hits a post) surprises rightly. Where too few are left for the false-alarm rate, all
+            set it (``calibration_left_out`` is then 0).
         seed: of the resampling.
 
     Returns:
@@ -243,12 +248,17 @@ def run_surprise(
         return watch(driver, monitors, make, seeds, num_envs=num_envs, max_steps=max_steps)
 
     calibrating, nominal = run(make_nominal, seeds_calibration), run(make_nominal, seeds_test)
+    usual = [e.seed for e in calibrating.episodes if is_usual is None or is_usual(e)]
+    if len(usual) < episodes_needed(
+        false_alarm_rate
+    ):  # a driver that hardly ever does as it should
+        usual = [e.seed for e in calibrating.episodes]
     faulty = {name: run(make, seeds_test) for name, make in make_faulty.items()}
     starts = {s: at_step(s) if callable(at_step) else at_step for s in seeds_test}
     parts = {}
     for name, monitor in monitors.items():
         calibration = monitor.calibrate(
-            [seen.features for seen in calibrating.seen[name].values()], false_alarm_rate
+            [calibrating.seen[name][s].features for s in usual], false_alarm_rate
         )
         window = round(window_s * nominal.fps)
         parts[name] = judge(name, calibration, nominal, faulty, starts, window, seed=seed) | {
@@ -256,7 +266,9 @@ def run_surprise(
             "calibration": calibration.to_dict(),
         }
     success = proportion([e.success for e in nominal.episodes]).to_dict()
+    left_out = len(calibrating.episodes) - len(usual)
     more = {"num_envs": num_envs, "window_s": window_s, "success": success}
+    more |= {"calibration_left_out": left_out}
     return parts[MODEL] | more | {FLOOR: parts[FLOOR]}
 
 

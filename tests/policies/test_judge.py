@@ -27,7 +27,7 @@ from policies.judge.prediction import following, imagined, prediction
 from policies.judge.probe import Probe
 from policies.judge.recorded import Recorded, Windows, cut, hold, mean_frame
 from policies.judge.report import completed
-from policies.judge.returns import Degraded, return_correlation
+from policies.judge.returns import Degraded, calibrate_success, return_correlation
 from policies.judge.speed import frames_per_s
 from policies.judge.success import success_auroc
 from policies.planner import Record
@@ -36,6 +36,7 @@ from tests.policies.test_flow_policy import seen
 from tests.policies.test_monitor import HORIZON, SPEC, Oracle, SpotWorld, commands, oracle
 from tests.worldmodel.models import SPECS, make_checkpoint, make_model
 from worldmodel.imagine import Imagined
+from worldmodel.imagined_env import Dream
 from worldmodel.model import Patches, Prediction
 from worldmodel.selfflow import ObjectiveConfig
 from worldmodel.tokens import Horizon, Pattern
@@ -603,3 +604,24 @@ def test_decisions_without_outcome_or_expectation_do_not_count():
     assert math.isnan(part["gap"][0]["mean"])
     assert "not_run" in part["growth"]
     completed({"exploitability": part})
+
+
+def test_when_success_counts_is_learnt_from_what_came_of_recorded_actions(monkeypatch):
+    """A judge that is right for three frames in a row and wrong for single ones needs patience."""
+    episodes = [recorded(seed, 30, solved_from=20 if seed % 2 else None) for seed in range(8)]
+
+    def judged(self: Dream, actions: np.ndarray):
+        self.at += 1
+        solved = np.array([e.success[min(self.at, 29)] for e in episodes], float)
+        flicker = 0.8 * (self.at % 5 == 0)
+        return {}, None, torch.from_numpy(np.maximum(0.7 * solved, flicker))
+
+    monkeypatch.setattr(Dream, "step", judged)
+    model = dataclasses.replace(oracle(), objective=ObjectiveConfig(any_frame=0.5))
+    found = calibrate_success(model, episodes)
+    assert found["balanced_accuracy"] == 1
+    assert found["patience"] > 1
+    assert found["threshold"] <= 0.7
+    assert (found["n"], found["solved"]) == (8, 4)
+    with pytest.raises(ValueError, match="0 of 4 episodes succeed"):
+        calibrate_success(model, episodes[::2])

@@ -49,9 +49,9 @@ LONG = Horizon(past=1, past_stride=1, future=4, future_stride=4, chunk=16)
 OBJECTIVE = ObjectiveConfig(name="flow", any_frame=0.5, history_noise=0.2)
 TINY = (
     "env=reach", "device=cpu", "episodes=2", "windows=2", "fit_episodes=2", "inverse_steps=2",
-    "branches=3", "starts=2", "apart=4", "films=1", "film_steps=16", "noise=[0.5]",
-    "policy_episodes=2", "decide.candidates=[1,2]", "decide.episodes=[2,1]", "decide.slots=2",
-    "false_alarm_rate=0.5", "calibration_episodes=9", "fault_episodes=1",
+    "branches=3", "branch_steps=16", "starts=2", "apart=4", "films=1", "film_steps=16",
+    "noise=[0.5]", "policy_episodes=2", "decide.candidates=[1,2]", "decide.episodes=[2,1]",
+    "decide.slots=2", "false_alarm_rate=0.5", "calibration_episodes=9", "fault_episodes=1",
     "options={max_episode_steps:34}",
 )  # fmt: skip
 

@@ -362,3 +362,23 @@ def test_wrong_calls_are_named() -> None:
     together.reset(seed=0)
     with pytest.raises(ValueError, match=r"shape \[2, 2\], found \[2\]"):
         together.step(np.zeros(2))
+
+
+def test_success_must_last_as_long_as_patience_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is likely at one frame, then at three in a row; the same in the vector form."""
+    said, imagine = [0.9, 0.1, 0.9, 0.9, 0.9, 0.9], Dream.step
+
+    def judged(self: Dream, actions: np.ndarray) -> Any:
+        video, state, success = imagine(self, actions)
+        assert success is not None
+        return video, state, torch.full_like(success, said[self.at - 1])
+
+    monkeypatch.setattr(Dream, "step", judged)
+    for patience, end in ((1, 1), (2, 4), (3, 5)):
+        options: dict[str, Any] = {"patience": patience, "threshold": 0.8}
+        ends = [row[2] for row in play(make(world_model(), **options), 0, plan(end)[:, 0])]
+        assert ends == [False] * end + [True]
+        rows = make(world_model(), ImaginedVectorEnv, 2, **options)
+        rows.reset(seed=0)
+        done = [rows.step(actions)[2].tolist() for actions in plan(end, rows=2)]
+        assert done == [[False] * 2] * (end - 1) + [[True] * 2]
