@@ -27,7 +27,7 @@ Key = Mapping[str, Any]
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURING = ("worldmodel/**/*.py", "envs/**/*.py", "policies/*.py", "policies/judge/*.py")
-SCRIPTS = ("_held_out", "_imagined", "_world", "evaluate_worldmodel")
+SCRIPTS = ("_held_out", "_imagined", "_judge", "_world", "evaluate_worldmodel")
 PAGES = frozenset({"data_page", "figure", "media", "report", "targets"})
 """Modules that show numbers and make none."""
 

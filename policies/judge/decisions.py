@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation import Evaluation
-from ..planner import Record
+from ..search import Record
 from ..statistics import mean_interval, paired_difference, proportion
 
 

@@ -30,7 +30,7 @@ from policies.judge.report import completed
 from policies.judge.returns import Degraded, calibrate_success, return_correlation
 from policies.judge.speed import frames_per_s
 from policies.judge.success import success_auroc
-from policies.planner import Record
+from policies.search import Record
 from policies.types import Policy
 from tests.policies.test_flow_policy import seen
 from tests.policies.test_monitor import HORIZON, SPEC, Oracle, SpotWorld, commands, oracle

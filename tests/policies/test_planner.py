@@ -12,19 +12,16 @@ import pytest
 import torch
 from gymnasium.wrappers import TimeLimit
 
+import policies.equal_cost
 import policies.planner
+import policies.search
 from envs.reach import Reach
+from policies.equal_cost import equal_cost_steps
 from policies.evaluation import evaluate
 from policies.flow_policy import ChunkPolicy, FlowPolicy, Moment, PolicyConfig
-from policies.planner import (
-    Outlook,
-    Planner,
-    PlannerConfig,
-    SearchConfig,
-    SearchPolicy,
-    SimulatorPlanner,
-    equal_cost_steps,
-)
+from policies.planner import Planner, PlannerConfig
+from policies.search import Outlook, SearchConfig, SearchPolicy
+from policies.simulator_planner import SimulatorPlanner
 from policies.types import Observation, Policy
 from tests.policies.test_flow_policy import seen
 from tests.policies.worlds import PointWorld, point_world
@@ -214,7 +211,7 @@ class SlowJudge(Judged):
         super().__init__(*arguments, **plan)
         self.seconds = 0.0
         clock = SimpleNamespace(perf_counter=lambda: self.seconds)
-        monkeypatch.setattr(policies.planner, "time", clock)
+        monkeypatch.setattr(policies.search, "time", clock)
 
     def outlook(self, moment: Moment, rows: np.ndarray, chunks: np.ndarray) -> Outlook:
         self.seconds += 0.01 * len(rows)
@@ -682,7 +679,7 @@ def test_trying_more_than_there_is_is_refused(options: dict) -> None:
 def test_equal_cost_is_read_off_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = [0.0]
     clock = SimpleNamespace(perf_counter=lambda: seconds[0])
-    monkeypatch.setattr(policies.planner, "time", clock)
+    monkeypatch.setattr(policies.equal_cost, "time", clock)
     planner = Planner(make(), plan=PlannerConfig(candidates=2))
     play(planner, [0], 1)
     act = FlowPolicy.act

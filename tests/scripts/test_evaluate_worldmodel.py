@@ -22,18 +22,13 @@ import envs
 from policies.judge.media import BranchPicture, SideBySide
 from policies.judge.report import completed
 from policies.judge.targets import PARTS
+from scripts import _judge
 from scripts import evaluate_worldmodel as script
+from scripts._judge import Judge, labels, run_checkpoints
+from scripts._judge_config import PART_SETTINGS, SHARED_SETTINGS, WorldmodelConfig
 from scripts._kept import Kept, code, weights
 from scripts._world import environment_spec
-from scripts.evaluate_worldmodel import (
-    COLUMNS,
-    PART_SETTINGS,
-    SHARED_SETTINGS,
-    Judge,
-    WorldmodelConfig,
-    labels,
-    run_checkpoints,
-)
+from scripts.evaluate_worldmodel import COLUMNS
 from tests.policies.test_monitor import HORIZON, oracle
 from tests.policies.test_surprise import Rounds
 from tests.scripts.spots import spot_suite
@@ -131,7 +126,7 @@ def reasons(model: Checkpoint, *arguments: str) -> dict[str, str]:
     for part in PARTS:
         try:
             judge.require(part)
-        except script.NotRunError as error:
+        except _judge.NotRunError as error:
             why[part] = str(error)
     judge.close()
     return why
@@ -230,7 +225,7 @@ def measured_again(
 
     def noted(self: Judge, part: str) -> None:
         seen.append(part)
-        raise script.NotRunError("noted")
+        raise _judge.NotRunError("noted")
 
     with monkeypatch.context() as patch:
         patch.setattr(Judge, "measure", noted)
@@ -259,7 +254,7 @@ def test_what_has_changed_is_measured_anew_and_nothing_else(
     capsys.readouterr()
     assert anew("weights", f"checkpoint={moved}") == list(PARTS)
     assert "measured anew, other weights" in capsys.readouterr().out
-    monkeypatch.setattr(script, "code", lambda: "another version")
+    monkeypatch.setattr(_judge, "code", lambda: "another version")
     assert anew("code", same, "parts=[inverse]") == ["inverse"]
 
 
@@ -451,7 +446,7 @@ def test_somebody_elses_world_is_judged_by_what_its_expert_shows(
     monkeypatch.setattr(Judge, "policy", lambda self, path=None: Rounds())
     save_policy(tmp_path, model.model, model.objective, {})
     monkeypatch.setattr(script, "write_worldmodel_report", lambda *_, **__: None)
-    monkeypatch.setattr(script, "make_world", lambda name, options: spot_suite(**options))
+    monkeypatch.setattr(_judge, "make_world", lambda name, options: spot_suite(**options))
     out = tmp_path / "out"
     parts = [part for part in PARTS if "decide" not in PART_SETTINGS[part]]
     config = config_of(*TINY, "options=null", f"out={out}", f"parts=[{','.join(parts)}]")
