@@ -30,7 +30,15 @@ from worldmodel.data import Data, DataConfig, KeysConfig, open_data
 from worldmodel.imagined_env import ImaginedEnv, ImaginedVectorEnv, Starts, spaces_of
 from worldmodel.types import Spec
 
-from ._world import axes_of, environment_spec, make_world, mapping_of, options_of, world_of
+from ._world import (
+    axes_of,
+    environment_spec,
+    make_world,
+    mapping_of,
+    options_of,
+    require_cameras,
+    world_of,
+)
 
 PREFIX = "imagined:"
 OWN_OPTIONS = ("starts", "max_steps", "sampling_steps", "threshold", "patience", "history")
@@ -169,7 +177,7 @@ def _from_simulator(
 ) -> ImaginedWorld:
     """Episodes start where those of the simulator do, after a reset with the same seed."""
     options = options_of(gym_id, wanted, checkpoint)
-    _require_cameras(checkpoint, gym_id, options)
+    require_cameras(gym_id, options, checkpoint.spec)
     env = make_world(gym_id, options)
     world = world_of(env)
     limit = env.spec.max_episode_steps if env.spec is not None else None
@@ -198,22 +206,6 @@ def _from_simulator(
         hold=world.hold_action,
         world=world,
     )
-
-
-def _require_cameras(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]) -> None:
-    """Refuse a world without the model's cameras, before a camera is made.
-
-    Raises:
-        ValueError: names the cameras of both.
-    """
-    plain = make_world(name, {**options, "cameras": []})
-    has = list(world_of(plain).camera_names)
-    plain.close()
-    if missing := [c for c in options["cameras"] if c not in has]:
-        raise ValueError(
-            f"the world model sees cameras {list(checkpoint.spec.cameras)}; {name} has no "
-            f"{missing}, it has {has}"
-        )
 
 
 def _short_name(gym_id: str) -> str:

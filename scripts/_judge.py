@@ -40,13 +40,12 @@ from worldmodel.checkpoint import Checkpoint, find
 from worldmodel.imagine import Imagined, window_length
 from worldmodel.imagined_env import ImaginedVectorEnv
 from worldmodel.stamp import stamp
-from worldmodel.types import SpecMismatchError
 
 from . import _held_out as held_out
 from ._imagined import ImaginedWorld, imagined_world
 from ._judge_config import PART_SETTINGS, SHARED_SETTINGS, WorldmodelConfig
 from ._kept import Key, Measured, Picture, code, weights
-from ._world import environment_spec, make_world, mapping_of, options_of, world_of
+from ._world import environment_spec, make_world, mapping_of, options_of, require_cameras, world_of
 
 FAULT_AT = 15
 """Control steps before a fault, plus up to as many again, by seed."""
@@ -74,7 +73,7 @@ class Judge:
         self.spec, self.horizon = checkpoint.spec, checkpoint.model.horizon
         self.device = str(next(checkpoint.model.parameters()).device)
         self.options = options_of(config.env, config.options, checkpoint)
-        require_cameras(config.env, self.options, checkpoint)
+        require_cameras(config.env, self.options, self.spec)
         self.env = self.make()
         self.world: World = world_of(self.env)
         self.spec.require_same(
@@ -598,22 +597,6 @@ def spans(checkpoint: Checkpoint) -> tuple[int, str]:
         except ValueError:
             return 0, str(error)
         return horizon.grid[-1], str(error)
-
-
-def require_cameras(name: str, options: Mapping[str, Any], checkpoint: Checkpoint) -> None:
-    """Refuse a world without the model's cameras, before a camera is made.
-
-    Raises:
-        SpecMismatchError: names the cameras of both.
-    """
-    plain = make_world(name, {**options, "cameras": []})
-    has = list(world_of(plain).camera_names)
-    plain.close()
-    if missing := [c for c in options["cameras"] if c not in has]:
-        raise SpecMismatchError(
-            f"environment {name} does not fit the checkpoint, which sees cameras "
-            f"{list(checkpoint.spec.cameras)}: it has no {missing}, it has {has}"
-        )
 
 
 def run_checkpoints(path: Path, most: int) -> list[Path]:

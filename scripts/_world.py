@@ -11,7 +11,7 @@ import gymnasium as gym
 import envs
 from envs.world import World, collected_options
 from policies.scores import Axes
-from worldmodel.types import Spec
+from worldmodel.types import Spec, SpecMismatchError
 
 
 def world_of(env: gym.Env) -> World:
@@ -71,6 +71,24 @@ def make_world(name: str, options: Mapping[str, Any]) -> gym.Env:
         return envs.make(name, **options)
     except TypeError as error:
         raise ValueError(f"environment {name} refuses options {dict(options)}: {error}") from error
+
+
+def require_cameras(name: str, options: Mapping[str, Any], spec: Spec) -> None:
+    """Refuse a world without the model's cameras, before a camera is made.
+
+    Raises:
+        SpecMismatchError: names the cameras of both.
+    """
+    plain = make_world(name, {**options, "cameras": []})
+    has = list(world_of(plain).camera_names)
+    plain.close()
+    if missing := [c for c in options["cameras"] if c not in has]:
+        robot = f" ({spec.robot_type})" if spec.robot_type else ""
+        raise SpecMismatchError(
+            f"environment {name} does not fit the checkpoint, which is for another robot{robot} "
+            f"or other cameras: it has no camera {missing}, it has {has}; the checkpoint sees "
+            f"{list(spec.cameras)} and its joints are {list(spec.action_names[:4])}, ..."
+        )
 
 
 def environment_spec(env: gym.Env) -> Spec:

@@ -61,7 +61,7 @@ from worldmodel.types import Spec, SpecMismatchError
 
 from ._cli import refuse_unknown_keys
 from ._imagined import Films, ImaginedWorld, imagined_world, is_imagined
-from ._world import axes_of, environment_spec, make_world, options_of, world_of
+from ._world import axes_of, environment_spec, make_world, options_of, require_cameras, world_of
 from .train import choose_device
 
 
@@ -176,27 +176,6 @@ def environment_options(config: EvaluateConfig, policy: Policy) -> dict[str, Any
     return options_of(config.env, config.options, policy)
 
 
-def require_cameras(config: EvaluateConfig, options: dict[str, Any], policy: Policy) -> None:
-    """Refuse a checkpoint whose cameras the world does not have, before a camera is made.
-
-    Raises:
-        SpecMismatchError: names the cameras of both.
-    """
-    spec: Spec | None = getattr(policy, "spec", None)
-    if spec is None:
-        return
-    plain = envs.make(config.env, cameras=[])
-    has = list(world_of(plain).camera_names)
-    plain.close()
-    if missing := [c for c in options["cameras"] if c not in has]:
-        robot = f" ({spec.robot_type})" if spec.robot_type else ""
-        raise SpecMismatchError(
-            f"environment {config.env} does not fit the checkpoint, which is for another robot"
-            f"{robot}: it has no camera {missing}, it has {has}; the checkpoint's joints are "
-            f"{list(spec.action_names[:4])}, ..."
-        )
-
-
 def motion_limits(config: EvaluateConfig, world: World | Spec) -> MotionLimits | None:
     """The limits that are this robot's."""
     limits = config.limits
@@ -229,13 +208,14 @@ def run_evaluation(
         ) as imagined:
             return _run_imagined(config, policy, imagined, seeds, others, bars)
     options = environment_options(config, policy)
-    require_cameras(config, options, policy)
+    spec: Spec | None = getattr(policy, "spec", None)
+    if spec is not None:
+        require_cameras(config.env, options, spec)
     blind = options | {"cameras": []}
 
     probe = make_world(config.env, options)
     world = world_of(probe)
     box: Any = probe.action_space
-    spec: Spec | None = getattr(policy, "spec", None)
     if spec is not None:
         spec.require_same(
             environment_spec(probe), "the checkpoint", f"environment {config.env}", image_size=False

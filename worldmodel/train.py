@@ -341,6 +341,8 @@ class Run:
             return False
         count = self.config.validation_windows
         line = validate(self.objective, self.validation, count, self.dtype)
+        if not line:
+            return False
         score = line["validation/score"]
         require_finite(score, "validation score", state.step, "validation")
         self.record.write(state.step, line)

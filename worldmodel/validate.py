@@ -35,6 +35,7 @@ def validate(
     Returns:
         ``validation/<pattern>/<modality>`` at the mean over `TIMES` (for a regression objective at
         time 1), and ``validation/score``: the action loss where actions are wanted, else the mean.
+        Nothing where no pattern has a window among them.
     """
     model, config = objective.ema.model, objective.config
     device = objective.device
@@ -77,9 +78,9 @@ def validate(
                 sums.setdefault("success", []).append(float(wrong / known))
         for n, values in sums.items():
             logs[f"validation/{name}/{n}"] = sum(values) / len(values)
-    logs["validation/score"] = logs.get(
-        "validation/act/action", sum(logs.values()) / max(1, len(logs))
-    )
+    if logs:
+        mean = sum(logs.values()) / len(logs)
+        logs["validation/score"] = logs.get("validation/act/action", mean)
     return logs
 
 

@@ -357,7 +357,7 @@ def test_settings_that_mean_nothing(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"cameras": ("top",)}, r"sees cameras \['top'\]: it has no \['top'\], it has \['front'"),
+        ({"cameras": ("top",)}, r"it has no camera \['top'\], it has \['front'"),
         ({"robot_type": "other"}, "robot_type is 'selfflow_panda', expected 'other'"),
         ({"fps": 30.0}, "fps is 20.0, expected 30.0"),
     ],
