@@ -195,7 +195,7 @@ def _all_bounded(env: ArmEnv, actions: np.ndarray) -> np.ndarray:
 
 def _unsnapped(env: ArmEnv, actions: np.ndarray) -> np.ndarray:
     """Actions ``[T, A]``, ended before the tip would move faster than `MAX_TIP_SPEED`."""
-    state, cameras = env.get_state(), env.cameras
+    state, cameras, command = env.get_state(), env.cameras, env.command
     env.cameras = ()  # nobody looks
     try:
         while True:
@@ -206,7 +206,7 @@ def _unsnapped(env: ArmEnv, actions: np.ndarray) -> np.ndarray:
             if not len(fast) or not len(moving):
                 return actions
             stop = max(min(fast[0], moving[-1] + 1) - _BACK_STEPS, 0)
-            still = actions[stop] if stop else env.command
+            still = actions[stop] if stop else command
             actions = np.concatenate(
                 [actions[:stop], np.repeat(still[None], len(actions) - stop, axis=0)]
             )

@@ -172,7 +172,7 @@ class ArmPushed(Fault):
 
 
 class ActionDelayed(Fault):
-    """Actions are carried out some steps late."""
+    """Actions are carried out some steps late: at first the arm waits where it was sent last."""
 
     name = "action_delayed"
     STEPS = 5
@@ -182,8 +182,10 @@ class ActionDelayed(Fault):
         self._actions = deque([still] * (self.STEPS + 1), maxlen=self.STEPS + 1)
 
     def changed_action(self, action: np.ndarray) -> np.ndarray:
+        if not self.active:
+            self._actions.extend([np.array(action)] * (self.STEPS + 1))
         self._actions.append(np.array(action))
-        return self._actions[0] if self.active else action
+        return self._actions[0]
 
 
 class ObjectRemoved(Fault):

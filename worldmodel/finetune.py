@@ -51,7 +51,7 @@ def start_from(model: WorldModel, path: str | Path) -> list[str]:
     return differences(other.model, model)
 
 
-NOTED = ("robot_type", "fps", "action_kind", "image_size", "has_success")
+NOTED = ("robot_type", "fps", "action_kind", "image_size", "has_success", "action_targets")
 """Fields of a spec that may differ between a checkpoint and what it is fine-tuned on."""
 
 

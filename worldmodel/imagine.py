@@ -3,7 +3,9 @@
 A window sees the past and up to K actions and answers with frames within them. Longer futures hand
 over: the last imagined frames are the past of the next window. Two forms differ in when:
 
-- "window": after a whole window. Its frames are sampled together, and errors are handed on seldom.
+- "window": after as many frames as its actions reach, so that errors are handed on seldom. As many
+  frames as the model was trained on are one question and sampled together; the earlier ones of a
+  question see the actions up to its last one.
 - "causal": after every frame, as an autoregressive model does; each handed-over frame counts as
   slightly noised (`worldmodel.selfflow.ObjectiveConfig.history_noise`), so that the model corrects
   its own errors instead of believing them.
@@ -23,7 +25,7 @@ from .model import History
 from .sampler import PLAIN, Guidance, draw_noise
 from .selfflow import until_last_frame
 from .streams import generator
-from .tokens import SEEING, Horizon, Pattern, pattern
+from .tokens import ACTING, SEEING, Horizon, Pattern, pattern
 
 FORMS = ("window", "causal")
 Draw = tuple[Any, ...]
@@ -83,6 +85,7 @@ def ask(
     """
     model, inputs = checkpoint.model, checkpoint.inputs
     device = next(model.parameters()).device
+    require_trained(checkpoint, question, task, guidance)
     given_steps, wanted_steps = model.slices_of(question)
     seen: dict[str, Tensor] = {f"video/{c}": v for c, v in video.items()} | dict(values)
     if state is not None and model.spec.state_dim:
@@ -117,6 +120,50 @@ def ask(
         success=None if out.success is None else torch.sigmoid(out.success),
         action=found.get("action"),
     )
+
+
+def require_trained(
+    checkpoint: Checkpoint, question: Pattern, task: Tensor | None, guidance: Guidance
+) -> None:
+    """Refuse a question that this model was never asked in training.
+
+    Raises:
+        ValueError: names the setting that would have to be another one.
+    """
+    shares, spec = checkpoint.objective.patterns, checkpoint.spec
+
+    def require(name: str, why: str) -> None:
+        if not shares.get(name):
+            trained = sorted(n for n, share in shares.items() if share)
+            raise ValueError(
+                f"this model was not trained on the question {name!r}{why} "
+                f"(objective.patterns.{name} was 0); it was on {trained}"
+            )
+
+    # A chunk without committed actions is the same question under two names.
+    acting = question.name in ACTING and "action" not in question.given
+    require("act" if acting else question.name, "")
+    if guidance.action != 1:
+        require("video", ", which guidance on actions subtracts")
+    if guidance.task != 1 and not checkpoint.model.config.task_dropout:
+        raise ValueError(
+            "guidance on the task needs a model that was also trained without one "
+            "(model.task_dropout was 0)"
+        )
+    committed = question.given.get("action") if question.name in ACTING else None
+    if isinstance(committed, slice) and committed.stop > checkpoint.objective.prefix:
+        raise ValueError(
+            f"this model was trained with up to {checkpoint.objective.prefix} committed actions "
+            f"(objective.prefix); found {committed.stop}"
+        )
+    if (
+        task is not None
+        and len(task)
+        and not -1 <= int(task.min()) <= int(task.max()) < max(1, len(spec.tasks))
+    ):
+        raise ValueError(
+            f"a task is an index into {list(spec.tasks)}, or -1 for none; found {task.tolist()}"
+        )
 
 
 def require_fitting(checkpoint: Checkpoint, question: Pattern, seen: Mapping[str, Tensor]) -> None:
@@ -247,6 +294,13 @@ def imagine(
         )
     if total < every:
         raise ValueError(f"{total} actions reach no frame; one stride is {every}")
+    shapes = {c: v.shape[1] for c, v in video.items()}
+    shapes |= {} if state is None else {"state": state.shape[1]}
+    if wrong := {n: found for n, found in shapes.items() if found != horizon.past}:
+        raise ValueError(
+            f"this model looks at {horizon.past} past frames ({horizon.past_stride} apart), the "
+            f"last of which is now; found {wrong}"
+        )
     stride = horizon.past_stride
     hop = every if form == "causal" else span // every * every
     if any_frame and horizon.past > 1:  # what is handed over lies on the grid of past frames

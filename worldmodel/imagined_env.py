@@ -260,7 +260,8 @@ class _Imagined:
         if checkpoint.model.success is None:
             raise ValueError(
                 "this world model cannot tell success, so that no episode would ever be solved: "
-                "its data had no next.success, or no failures. Collect some "
+                "its data had no next.success, no failures, or true marks on the last rows of "
+                "episodes only, which no frame follows. Collect some that has "
                 "(scripts.collect exploration=0.4) and train again"
             )
         if max_steps < 1 or patience < 1 or not 0 < threshold <= 1:

@@ -146,7 +146,8 @@ class Given:
         context: keys and values.
         condition: ``[B, D]``, of the task.
         anchors: modality name -> the last past patches ``[B, 1, n, E]``, of every modality on the
-            frame axis whose past is given.
+            frame axis whose past is given: what the network's output is added to.
+        shown: the same as the network sees them, with the noise of `History`.
         offsets: the future frames of the question, in frames after now.
         lead: ``[B, F, D]``, of the actions that lead to each of them; None where none are given.
     """
@@ -154,6 +155,7 @@ class Given:
     context: Context
     condition: Tensor
     anchors: dict[str, Tensor]
+    shown: dict[str, Tensor]
     offsets: tuple[int, ...]
     lead: Tensor | None = None
 
@@ -165,6 +167,7 @@ class Given:
             self.context.repeat(times),
             self.condition.repeat_interleave(times, 0),
             {n: v.repeat_interleave(times, 0) for n, v in self.anchors.items()},
+            {n: v.repeat_interleave(times, 0) for n, v in self.shown.items()},
             self.offsets,
             None if self.lead is None else self.lead.repeat_interleave(times, 0),
         )
@@ -335,8 +338,9 @@ class WorldModel(nn.Module):
             task: int64 ``[B]``; -1 for no task.
             until: stop after this many blocks.
             offsets: future frames of the question (`Pattern.offsets`); default: the horizon's grid.
-            history: noise on the given frames. What the network's output is added to stays clean:
-                a patch of pixels has more numbers than a token, so noise on it could not be undone.
+            history: noise on the given frames, wherever the network sees them. What its output is
+                added to stays as it is: a patch of pixels has more numbers than a token, so noise
+                on it could not be undone.
         """
         offsets = self.horizon.grid if offsets is None else offsets
         condition = self.task(torch.where(task < 0, self.task.num_embeddings - 1, task))
@@ -357,26 +361,28 @@ class WorldModel(nn.Module):
             x = condition.new_zeros(len(task), 0, self.size.width)
             ids = condition.new_zeros(0, 3)
         now = self.horizon.past
-        anchors = {
-            n: v[:, now - 1 : now] for n, v in given.items() if self.modalities[n].axis == "frame"
-        }
+        anchors, shown = (
+            {n: v[:, now - 1 : now] for n, v in p.items() if self.modalities[n].axis == "frame"}
+            for p in (given, seen)
+        )
         context = self.backbone.encode(x, ids, condition, until, times, which)
         # A committed prefix of a chunk leads to no frame that is asked for.
         if self.lead is None or not offsets or steps.get("action") != slice(0, None):
-            return Given(context, condition, anchors, offsets)
+            return Given(context, condition, anchors, shown, offsets)
         actions = given["action"][:, :, 0]
         last = [min(o, actions.shape[1]) for o in offsets]
         means = torch.stack([actions[:, :o].mean(1) for o in last], 1)
         ends = actions[:, [o - 1 for o in last]]
         if self.targets and "state" in anchors:
-            aim = anchors["state"].repeat(1, len(offsets), 1, 1)
             told = ends[..., self.target_from_action] * self.target_factor + self.target_offset
-            aim[..., 0, self.target_from_state] = told.to(aim.dtype)
-            anchors["state"] = aim
+            for at in (anchors, shown):
+                aim = at["state"].repeat(1, len(offsets), 1, 1)
+                aim[..., 0, self.target_from_state] = told.to(aim.dtype)
+                at["state"] = aim
         octaves = torch.pi * 2.0 ** torch.arange(ACTION_FREQUENCIES, device=ends.device)
         angles = (ends[..., None] * octaves).flatten(-2)
         lead = self.lead(torch.cat([ends, means, angles.sin(), angles.cos()], dim=-1))
-        return Given(context, condition, anchors, offsets, lead)
+        return Given(context, condition, anchors, shown, offsets, lead)
 
     def forward(
         self,
@@ -395,7 +401,7 @@ class WorldModel(nn.Module):
             given: from `encode`.
             layers, until: features to return, block after which to stop (no velocities then).
         """
-        x, ids = self._pack(noisy, steps, given.anchors, given.offsets, given.lead)
+        x, ids = self._pack(noisy, steps, given.shown, given.offsets, given.lead)
         times, which, slices, start, base = [], [], {}, 0, 0
         for name, values in noisy.items():
             count = values.shape[1] * values.shape[2]

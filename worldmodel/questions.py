@@ -182,9 +182,10 @@ def _about(name: str, checkpoint: Checkpoint, frames: Sequence[int] | None) -> P
     """
     horizon = checkpoint.model.horizon
     question = pattern(name, horizon, offsets=frames)
-    if checkpoint.objective.any_frame == 0 and not {*question.offsets} <= {*horizon.grid}:
+    known = horizon.grid[-1:] if name == "reach" else horizon.grid
+    if checkpoint.objective.any_frame == 0 and not {*question.offsets} <= {*known}:
         raise ValueError(
-            f"frames {list(question.offsets)}: this model knows those of its grid only, "
-            f"{list(horizon.grid)}; train with objective.any_frame above 0 for others"
+            f"frames {list(question.offsets)}: of this question the model knows {list(known)} "
+            "only, of its grid; train with objective.any_frame above 0 for others"
         )
     return question

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -90,7 +90,9 @@ def sample(
         history: noise on the given frames, for a model that was trained with it.
 
     Returns:
-        The last step's prediction: its ``data`` is the sample, ``success`` the judgement of it.
+        The last step's prediction: its ``data`` is the sample. ``success`` is the head's judgement
+        from the features of that step (with one step, of what the question leads to before any of
+        it is drawn); None under guidance, which no features belong to.
 
     Raises:
         ValueError: no step, or other modalities than the pattern is given and wants.
@@ -159,7 +161,10 @@ def _answer(
 
 
 def _combine(answers: list[Prediction], weights: list[float]) -> Prediction:
-    """The weighted sum of answers; what only the first one wants is taken from it as it is."""
+    """The weighted sum of answers; what only the first one wants is taken from it as it is.
+
+    Success is not known: it is read off features, and a sum has none.
+    """
     first = answers[0]
     if len(answers) == 1:
         return first
@@ -172,4 +177,4 @@ def _combine(answers: list[Prediction], weights: list[float]) -> Prediction:
                 if name in getattr(a, field)
             ]
             values[name] = (1 - sum(w for _, w in pairs)) * value + sum(w * v for v, w in pairs)
-    return first
+    return replace(first, success=None)

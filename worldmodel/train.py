@@ -184,7 +184,10 @@ class Run:
         # The success head learns apart from the rest: it must not press down its gradients.
         head = objective.model.success
         apart = {id(p) for p in head.parameters()} if head is not None else set()
-        self.clipped = [p for p in self.parameters if id(p) not in apart]
+        self.clipped = [
+            [p for p in self.parameters if (id(p) in apart) == head_only]
+            for head_only in (False, True)
+        ]
         self.state = state = restore(last, objective, self.optimizers) if last else RunState()
         if state.dtype is None:
             chosen = world.leader(lambda: choose_dtype(config.dtype, objective.device))
@@ -265,8 +268,9 @@ class Run:
             self.diagnose()
         names = [self.learn(micro, diagnose) for micro in range(config.accumulate)]
         self.world.add_all([p.grad for p in self.parameters])
-        norm = float(nn.utils.clip_grad_norm_(self.clipped, config.clip))
+        norm, head = (float(nn.utils.clip_grad_norm_(p, config.clip)) for p in self.clipped)
         require_finite(norm, "gradient norm", step, ", ".join(names))
+        require_finite(head, "gradient norm of the success head", step, ", ".join(names))
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -341,11 +345,11 @@ class Run:
             return False
         count = self.config.validation_windows
         line = validate(self.objective, self.validation, count, self.dtype)
-        if not line:
-            return False
-        score = line["validation/score"]
-        require_finite(score, "validation score", state.step, "validation")
+        score = line.get("validation/score")
         self.record.write(state.step, line)
+        if score is None:
+            return False
+        require_finite(score, "validation score", state.step, "validation")
         improved = state.best is None or score < state.best
         if improved:
             state.best = score

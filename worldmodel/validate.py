@@ -35,7 +35,7 @@ def validate(
     Returns:
         ``validation/<pattern>/<modality>`` at the mean over `TIMES` (for a regression objective at
         time 1), and ``validation/score``: the action loss where actions are wanted, else the mean.
-        Nothing where no pattern has a window among them.
+        No score where actions are wanted and none of the windows demonstrates any.
     """
     model, config = objective.ema.model, objective.config
     device = objective.device
@@ -78,9 +78,11 @@ def validate(
                 sums.setdefault("success", []).append(float(wrong / known))
         for n, values in sums.items():
             logs[f"validation/{name}/{n}"] = sum(values) / len(values)
-    if logs:
-        mean = sum(logs.values()) / len(logs)
-        logs["validation/score"] = logs.get("validation/act/action", mean)
+    losses = [v for name, v in logs.items() if not name.endswith("/success")]
+    if "validation/act/action" in logs:
+        logs["validation/score"] = logs["validation/act/action"]
+    elif losses and "act" not in objective.shares:
+        logs["validation/score"] = sum(losses) / len(losses)
     return logs
 
 

@@ -95,6 +95,15 @@ def test_what_each_fault_does() -> None:
         expected = np.clip(asked[t - 5] if t >= 5 else hold, env.action_space.low, None)  # type: ignore[attr-defined]
         np.testing.assert_allclose(world.command, expected, atol=1e-6)
 
+    # Where it sets in later, the arm waits for what was asked of it last: nothing is done twice.
+    delayed = inject(env, "action_delayed", 3, 0)
+    delayed.reset(seed=2)
+    done = []
+    for t in range(12):
+        delayed.step(hold + 0.01 * t)
+        done.append(float(world.command[0] - hold[0]) / 0.01)
+    assert done == pytest.approx([0, 1, 2, 2, 2, 2, 2, 2, 3, 4, 5, 6], abs=1e-3)
+
     for seed in range(4):
         tips = []
         for run_env in (env, inject(env, "arm_pushed", AT_STEP, seed)):

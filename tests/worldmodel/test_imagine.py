@@ -278,3 +278,12 @@ def test_models_of_any_frame_chain_at_any_stride(form: str, past_stride: int) ->
         opened = checkpoint(horizon=horizon, **ANY)
         found = imagine(opened, *start(actions=11), steps=1, every=every, form=form)
         assert found.frames.tolist() == list(range(every, 12, every))
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_as_many_past_frames_as_the_model_looks_at_are_given(frames: int) -> None:
+    """More of them would silently make an old frame the present one."""
+    video, state, actions = start()
+    some = {c: v[:, [0] * frames] for c, v in video.items()}
+    with pytest.raises(ValueError, match=rf"looks at 2 past frames .* found {{'front': {frames}}}"):
+        imagine(checkpoint(), some, state, actions)

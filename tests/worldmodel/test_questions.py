@@ -17,7 +17,7 @@ from worldmodel.checkpoint import Checkpoint
 from worldmodel.imagine import Imagined, ask
 from worldmodel.sampler import Guidance
 from worldmodel.selfflow import ObjectiveConfig
-from worldmodel.tokens import pattern
+from worldmodel.tokens import PATTERNS, pattern
 from worldmodel.types import Spec
 
 SEEING = ("infer_actions", "predict", "reach")
@@ -309,7 +309,50 @@ def test_a_model_is_not_asked_for_frames_that_it_never_learned(name: str) -> Non
     seen = look(SPECS["one camera"])
     option: dict[str, Any] = {"within": 3} if name == "reach" else {"frames": (1, 3)}
     with pytest.raises(
-        ValueError, match=r"its grid only, \[2, 4\]; train with objective.any_frame"
+        ValueError, match=r"only, of its grid; train with objective.any_frame"
     ):
         answer(name, usual, seen, **option)
     assert answer(name, usual, seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern_name"),
+    [
+        ("act", "act"),
+        ("imagine", "forward"),
+        ("infer_actions", "inverse"),
+        ("predict", "video"),
+        ("act_and_imagine", "joint"),
+        ("reach", "reach"),
+    ],
+)
+def test_a_question_that_was_not_trained_is_refused(name: str, pattern_name: str) -> None:
+    checkpoint = without(pattern_name)
+    with pytest.raises(ValueError, match=rf"not trained on the question '{pattern_name}'"):
+        answer(name, checkpoint, look(SPECS["one camera"]))
+
+
+def without(pattern_name: str) -> Checkpoint:
+    shares = {n: float(n != pattern_name) for n in PATTERNS}
+    config = ObjectiveConfig(any_frame=0.3, patterns=shares)
+    return make_checkpoint(make_model(SPECS["one camera"]), config)
+
+
+def test_guidance_and_commitments_that_were_not_trained_are_refused() -> None:
+    seen = look(SPECS["one camera"])
+    with pytest.raises(ValueError, match="'video', which guidance on actions subtracts"):
+        answer("imagine", without("video"), seen, guidance=Guidance(action=2.0))
+    with pytest.raises(ValueError, match=r"'act_prefix' \(objective.patterns.act_prefix was 0\)"):
+        answer("act", without("act_prefix"), seen, committed=seen.action[:, :2])
+    answer("act", without("act_prefix"), seen)
+    with pytest.raises(ValueError, match="up to 1 committed actions"):
+        answer("act", opened(prefix=1), seen, committed=seen.action[:, :2])
+    with pytest.raises(ValueError, match=r"or -1 for none; found \[7, 7, 7\]"):
+        questions.act(opened(), seen.past, seen.state, task=torch.full((3,), 7))
+
+
+def test_under_guidance_nothing_is_said_of_success() -> None:
+    """It is read off features, and a sum of answers has none."""
+    checkpoint, seen = opened(success=True), look(SPECS["one camera"])
+    assert "success" in answer("imagine", checkpoint, seen)
+    assert "success" not in answer("imagine", checkpoint, seen, guidance=Guidance(action=2.0))
