@@ -7,7 +7,7 @@ so that this can be measured (`policies.search.Record`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,6 +78,7 @@ class Planner(SearchPolicy):
         world: Checkpoint | None = None,
         plan: PlannerConfig | None = None,
     ) -> None:
+        self._goals: dict[int | None, dict[str, Tensor]] = {}
         super().__init__(policy, plan or PlannerConfig())
         self.world = world or policy.checkpoint
         self.spec.require_same(self.world.spec, "the policy", "the world model", image_size=False)
@@ -89,7 +90,6 @@ class Planner(SearchPolicy):
             )
         if self.plan.score == "goal" and not self.world.spec.cameras:
             raise ValueError("score=goal compares pictures; this world model has no camera")
-        self._goals: dict[int | None, dict[str, Tensor]] = {}
         self._windows = self._questions()
         self._span = max(self._span, span_of(self.world.model.horizon))
 
@@ -99,12 +99,19 @@ class Planner(SearchPolicy):
         """See `policies.flow_policy.imagined_frames`."""
         return imagined_frames(self.world, images, state, commands)
 
+    def reset_slots(self, slots: Sequence[int], seeds: Sequence[int]) -> None:
+        """See `ChunkPolicy`; goals of these slots were their last episode's and are forgotten."""
+        for slot in slots:
+            self._goals.pop(int(slot), None)
+        super().reset_slots(slots, seeds)
+
     def set_goal(self, images: Mapping[str, np.ndarray], slot: int | None = None) -> None:
         """What the cameras are to show, for ``score="goal"``.
 
         Args:
             images: camera name -> uint8 ``[H, W, C]``, any size.
-            slot: whose goal it is; None: of every slot without one of its own.
+            slot: whose goal it is, until another episode starts in it; None: of every slot without
+                one of its own.
 
         Raises:
             ValueError: other cameras than the model's, or no such picture.
@@ -123,7 +130,7 @@ class Planner(SearchPolicy):
                 )
         device = next(self.world.model.parameters()).device
         self._goals[slot] = {
-            c: _resized(image[None], spec.image_size)[0].to(device) for c, image in images.items()
+            c: resized(image[None], spec.image_size)[0].to(device) for c, image in images.items()
         }
 
     def _questions(self) -> list[list[tuple[int, ...]]]:
@@ -172,7 +179,7 @@ class Planner(SearchPolicy):
 
     def outlook(self, moment: Moment, rows: np.ndarray, chunks: np.ndarray) -> Outlook:
         """Imagine and judge candidates; see `policies.search.SearchPolicy.outlook`."""
-        dream = _Dream(self, moment, rows)
+        dream = self.dream(moment, rows)
         found: list[Imagined] = []
         for number, questions in enumerate(self._windows):
             if number:
@@ -188,8 +195,12 @@ class Planner(SearchPolicy):
         value = -self._distance(moment.slots[rows], dream.seen(0)[0], end).cpu().numpy()
         return Outlook(value, np.zeros(len(rows)), final)
 
+    def dream(self, moment: Moment, rows: np.ndarray) -> Dream:
+        """What is to become of candidates for these rows of the moment."""
+        return Dream(self, moment, rows)
+
     def _continued(
-        self, dream: _Dream, moment: Moment, number: int, chunks: np.ndarray
+        self, dream: Dream, moment: Moment, number: int, chunks: np.ndarray
     ) -> np.ndarray:
         """What the policy does next, `number` chunks later, from what is imagined.
 
@@ -238,7 +249,7 @@ class Planner(SearchPolicy):
         return goal
 
 
-class _Dream:
+class Dream:
     """What R candidates see and have seen, by the time counted from the decision.
 
     Attributes:
@@ -265,7 +276,7 @@ class _Dream:
             return self.known[at]
         images, state = self.planner._seen(self.moment.slots, -at)
         size = self.world.spec.image_size
-        frames = {c: _resized(v, size).to(self.device)[self.rows] for c, v in images.items()}
+        frames = {c: resized(v, size).to(self.device)[self.rows] for c, v in images.items()}
         states = torch.from_numpy(np.asarray(state, np.float32)).to(self.device)[self.rows]
         self.known[at] = frames, states
         return self.known[at]
@@ -292,7 +303,7 @@ class _Dream:
         return found
 
 
-def _resized(images: np.ndarray, size: tuple[int, int]) -> Tensor:
+def resized(images: np.ndarray, size: tuple[int, int]) -> Tensor:
     """uint8 ``[B, H, W, C]`` -> ``[B, C, h, w]`` as the model sees them."""
     return resize_frames(torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, -3), size)
 

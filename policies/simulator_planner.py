@@ -30,7 +30,11 @@ class Simulator(Protocol):
 
 
 class SimulatorPlanner(SearchPolicy):
-    """Chooses the chunk that turns out best in the true simulator: no world model can do better.
+    """Chooses the chunk that turns out best in the true simulator.
+
+    It looks one chunk ahead and knows the distance that is left, where a `Planner` may look further
+    and knows what its success head says. `policies.true_planner` differs from a `Planner` in one
+    thing at a time.
 
     A candidate that succeeds is worth 1, the sooner the better; another one minus the distance that
     is left, in units of `scale` (0 in a world without distance). Every simulator is left in the

@@ -122,6 +122,12 @@ def is_imagined(name: str) -> bool:
     return True
 
 
+UNCALIBRATED = (
+    "threshold and patience of success are not calibrated (evaluate_worldmodel finds them)"
+)
+"""A plain threshold believes what is imagined too readily."""
+
+
 def imagined_world(
     path: str | Path, options: Mapping[str, Any] | None = None, device: str = "cpu"
 ) -> ImaginedWorld:
@@ -161,6 +167,8 @@ def imagined_world(
             "scripts.collect wrote, which says where it was collected"
         )
     settings = {"steps": own.get("sampling_steps", 1), "threshold": own.get("threshold", 0.5)}
+    if not {"threshold", "patience"} <= set(own):
+        world.note = ", ".join(filter(None, [world.note, UNCALIBRATED]))
     settings |= {"patience": own.get("patience", 1), "history": own.get("history", 0.0)}
     world.settings = settings
     world.max_steps = int(own.get("max_steps", world.max_steps))

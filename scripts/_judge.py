@@ -20,7 +20,7 @@ from policies.equal_cost import equal_cost_steps
 from policies.evaluation import Evaluation, evaluate
 from policies.flow_policy import FlowPolicy, PolicyConfig
 from policies.judge.branching import branching
-from policies.judge.decisions import decision_lift, exploitability
+from policies.judge.decisions import decision_lift, exploitability, lacking
 from policies.judge.drift import drift
 from policies.judge.inverse import InverseModel, inverse
 from policies.judge.prediction import following, imagined, prediction
@@ -35,6 +35,7 @@ from policies.monitor import PlainMonitor, SurpriseMonitor, require_enough
 from policies.planner import Planner, PlannerConfig
 from policies.search import Record, SearchConfig
 from policies.simulator_planner import SimulatorPlanner
+from policies.true_planner import JUDGES, TruePlanner
 from policies.types import Observation, Policy
 from worldmodel.checkpoint import Checkpoint, find
 from worldmodel.imagine import Imagined, window_length
@@ -43,7 +44,7 @@ from worldmodel.stamp import stamp
 
 from . import _held_out as held_out
 from ._imagined import ImaginedWorld, imagined_world
-from ._judge_config import PART_SETTINGS, SHARED_SETTINGS, WorldmodelConfig
+from ._judge_config import PART_SETTINGS, SHARED_SETTINGS, WHY_CANDIDATES, WorldmodelConfig
 from ._kept import Key, Measured, Picture, code, weights
 from ._world import environment_spec, make_world, mapping_of, options_of, require_cameras, world_of
 
@@ -384,11 +385,20 @@ class Judge:
     def inverse(self) -> dict[str, Any]:
         gap = self.every
         train = self.cut(self.fitting, gap, 60)
-        model = InverseModel(self.checkpoint, train, gap, steps=self.config.inverse_steps)
+        model, blind = (
+            InverseModel(self.checkpoint, train, gap, steps=self.config.inverse_steps, blind=b)
+            for b in (False, True)
+        )
         found = self.predicted[1]
         ahead = {c: v[:, 0] for c, v in found.video.items()}
         return inverse(
-            self.checkpoint, model, self.windows, ahead, steps=self.config.act_steps, unit=self.unit
+            self.checkpoint,
+            model,
+            blind,
+            self.windows,
+            ahead,
+            steps=self.config.act_steps,
+            unit=self.unit,
         )
 
     @cached_property
@@ -404,7 +414,10 @@ class Judge:
         c = self.config
         found: dict[str, Any] = {}
         if c.threshold is None or c.patience is None:
-            found = calibrate_success(self.checkpoint, self.fitting, steps=c.steps)
+            try:
+                found = calibrate_success(self.checkpoint, self.fitting, steps=c.steps)
+            except ValueError as error:
+                raise NotRunError(f"{error}; or state threshold and patience") from error
         stated = {"threshold": c.threshold, "patience": c.patience}
         return found | {k: v for k, v in stated.items() if v is not None}
 
@@ -457,6 +470,10 @@ class Judge:
         same_time: dict[int, Evaluation | str] = {}
         logs: dict[int, list[Record]] = {}
         costs = {}
+        why: dict[str, Any] = {
+            "not_run": f"decide.why=0, no N from 2 to {WHY_CANDIDATES}, or a world that cannot be "
+            "saved and restored"
+        }
         for n, count in zip(d.candidates, counts, strict=True):
             some, slots = seeds[:count], min(d.slots, count)
             planner = Planner(policy, self.checkpoint, self.plan(n))
@@ -476,8 +493,13 @@ class Judge:
             costs[str(n)] = asdict(cost)
             longer = FlowPolicy(policy.checkpoint, replace(policy.config, steps=cost.steps))
             same_time[n] = self.run(f"policy, {cost.steps} steps", longer, some, slots)
+        some = [n for n in d.candidates if 1 < n <= WHY_CANDIDATES]
+        if d.why and some and isinstance(self.world, ArmEnv):
+            why = self._lacking(max(some), alone, planned)
         simulated = f"{self.config.env} cannot be saved and restored"
         facts = {"lookahead": d.lookahead, "method": d.method, "costs": costs, "slots": d.slots}
+        facts |= {"foresight": self.foresight, "simulator_foresight": policy.horizon.chunk}
+        facts |= {"lacking": why}
         return (
             decision_lift(
                 d.candidates, planned, ceiling if isinstance(self.world, ArmEnv) else simulated,
@@ -494,6 +516,31 @@ class Judge:
         every = self.plan(1).every or self.horizon.future_stride
         executed = (self.config.decide.lookahead - 1) * self.proposer.config.execute
         return executed + length // every * every
+
+    def _lacking(
+        self, n: int, alone: Evaluation, planned: Mapping[int, Evaluation]
+    ) -> dict[str, Any]:
+        """The same decisions with more of the truth; see `policies.true_planner`."""
+        d = self.config.decide
+        count = min(d.why, len(planned[n].episodes))
+        seeds = self.seeds.first(count)
+        slots = min(d.slots, count)
+        worlds = [self.make() for _ in range(slots)]
+        try:
+            runs = {
+                f"true frames, {judge}": self.run(
+                    f"best of {n}, true frames, {judge}",
+                    TruePlanner(self.proposer, worlds, self.checkpoint, self.plan(n), judge),
+                    seeds,
+                    slots,
+                    worlds,
+                )
+                for judge in JUDGES
+            }
+        finally:
+            for world in worlds:
+                world.close()
+        return lacking(n, alone, planned[n], runs)
 
     def _best_by_simulator(self, n: int, seeds: Sequence[int], slots: int) -> Evaluation:
         """Decisions by the true simulator, the ceiling."""

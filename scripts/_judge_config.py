@@ -11,6 +11,9 @@ from omegaconf import MISSING
 from policies.judge.targets import PARTS
 from worldmodel.data.errors import did_you_mean
 
+WHY_CANDIDATES = 16
+"""Simulated one by one, more of them take long."""
+
 
 @dataclass
 class DecisionConfig:
@@ -25,6 +28,8 @@ class DecisionConfig:
         budget_ms: time for a decision; null: none.
         slots: episodes side by side.
         full: 200 resets for every N.
+        why: resets on which prediction, scoring and diversity are told apart, by the largest N up
+            to `WHY_CANDIDATES`; 0: none.
     """
 
     candidates: list[int] = field(default_factory=lambda: [1, 4, 16, 64])
@@ -36,6 +41,7 @@ class DecisionConfig:
     budget_ms: float | None = None
     slots: int = 25
     full: bool = False
+    why: int = 50
 
 
 @dataclass
@@ -156,6 +162,9 @@ def checked_parts(config: WorldmodelConfig) -> list[str]:
         raise ValueError(f"columns is {config.columns!r}; expected columns={{NAME:DIR,NAME:DIR}}")
     if config.name in (config.columns or {}):
         raise ValueError(f"a column is called {config.name!r} like the checkpoint: name=OTHER")
+    policies = [str(path) for path in config.policies or []]
+    if twice := sorted({path for path in policies if policies.count(path) > 1}):
+        raise ValueError(f"policies names {twice} more than once")
     d = config.decide
     if len(d.candidates) != len(d.episodes) or not d.candidates:
         raise ValueError(

@@ -109,10 +109,13 @@ def _measured(
     worker: Judge, wanted: Sequence[str], kept: Kept, console: Console
 ) -> tuple[dict[str, Any], list[Picture]]:
     """Parts by name, and the pictures that belong to them; what is kept is not measured again."""
-    parts: dict[str, Any] = {
-        part: {"not_run": "not asked for"} for part in PARTS if part not in wanted
-    }
+    parts: dict[str, Any] = {}
     pictures: list[Picture] = []
+    for part in PARTS:  # what was measured before stays in the report, as long as it still holds
+        if part not in wanted:
+            before = kept.read(part, worker.key(part)) or Measured({"not_run": "not asked for"})
+            parts[part] = before.part
+            pictures += before.pictures
     todo = []
     for part in wanted:
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,6 +61,42 @@ def decision_lift(
     } | dict(facts)
 
 
+def lacking(
+    number: int, policy: Evaluation, planner: Evaluation, truer: Mapping[str, Evaluation]
+) -> dict[str, Any]:
+    """What a planner lacks: success with ever more of the truth, on the same resets.
+
+    From top to bottom, what is gained at each step is what was missing before it: frames that are
+    true (prediction), the true outcome (scoring); the rest up to 1 is what no choice among these
+    candidates gives (diversity), or lies beyond what is looked ahead.
+
+    Args:
+        number: of candidates.
+        policy, planner: the policy alone and the planner in the world model, on these resets and
+            maybe more.
+        truer: by what is true, in that order.
+
+    Raises:
+        ValueError: runs on other resets.
+    """
+    rows = {"policy alone": policy, "imagined frames, head": planner, **truer}
+    count = min(len(run.episodes) for run in rows.values())
+    seeds = policy.seeds[:count]
+    if any(run.seeds[:count] != seeds for run in rows.values()):
+        raise ValueError("the runs are on other resets")
+    outcomes = {name: run.outcomes[:count] for name, run in rows.items()}
+    names = list(rows)
+    return {
+        "candidates": number,
+        "n": count,
+        "success": {name: proportion(values).to_dict() for name, values in outcomes.items()},
+        "gained": {
+            f"{new}, minus {old}": paired_difference(outcomes[new], outcomes[old]).to_dict()
+            for old, new in pairwise(names)
+        },
+    }
+
+
 def exploitability(
     numbers: Sequence[int],
     logs: Mapping[int, Sequence[Record]],
@@ -108,6 +146,7 @@ def _decisions(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the decisions whose outcome is known: seed, what was expected and what came, ``[D]``."""
     episodes = {e.seed: e for e in run.episodes if not e.solved_at_reset}
+    limit = max((e.steps for e in run.episodes if not e.success), default=math.inf)
     rows = []
     for record in log:
         episode = episodes.get(record.seed)
@@ -115,7 +154,7 @@ def _decisions(
             continue
         end = int(episode.chunk_starts[record.number]) + horizon
         solved = episode.success_step
-        if solved is None and end > episode.steps:
+        if end > limit:
             continue  # what would have come after the time limit nobody knows
         rows.append((record.seed, record.predicted, solved is not None and solved <= end))
     seeds = np.array([r[0] for r in rows], np.int64)

@@ -12,7 +12,7 @@ from torch import Tensor
 from worldmodel.checkpoint import Checkpoint
 from worldmodel.imagine import FORMS
 
-from ..statistics import mean_intervals
+from ..statistics import mean_interval, mean_intervals
 from .prediction import imagined
 from .recorded import Windows
 
@@ -66,6 +66,9 @@ def drift(
         "copy_last": rows["copy_last"],
         "mean_frame": rows["mean_frame"],
         "mean_error": {name: float(v.mean()) for name, v in errors.items()},
+        "window_minus_causal": mean_interval(
+            (errors["window"] - errors["causal"]).mean(1), windows.episode
+        ).to_dict(),
         "causal_history": history,
         "unit": "grey levels",
         "episodes": len(np.unique(windows.episode)),

@@ -45,6 +45,7 @@ GUESSES = {
     "model": ("model", MODEL),
     "copy_last": ("copy last", EXPERT),
     "mean_frame": ("mean frame", FLOOR),
+    "grey": ("grey", WAYS[2]),
 }
 MEASURES = {
     "psnr": "PSNR, dB: higher is closer",
@@ -223,6 +224,7 @@ def draw_inverse(ax: Axes, part: Any) -> None:
     rows = (
         ("imagined frames", "imagined", MODEL),
         ("real frames", "real", WAYS[1]),
+        ("present frame alone", "present_only", FLOOR),
         ("repeat the joints", "repeat", EXPERT),
         ("own cycle", "cycle", FLOOR),
     )

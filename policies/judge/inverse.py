@@ -60,13 +60,21 @@ class InverseModel:
         gap: frames between the two that it sees; it says the `gap` actions between them.
         steps: of training.
         seed: of weights and batches.
+        blind: it sees the first frame twice: what can be told without the frame in question.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, windows: Windows, gap: int, *, steps: int, seed: int = 1234
+        self,
+        checkpoint: Checkpoint,
+        windows: Windows,
+        gap: int,
+        *,
+        steps: int,
+        seed: int = 1234,
+        blind: bool = False,
     ) -> None:
         spec = checkpoint.spec
-        self.spec, self.gap = spec, gap
+        self.spec, self.gap, self.blind = spec, gap, blind
         self.device = next(checkpoint.model.parameters()).device
         stats = spec.stats["state"]
         self.center = torch.tensor(stats["mean"])
@@ -115,6 +123,7 @@ class InverseModel:
 
     def _pairs(self, now: Mapping[str, Tensor], ahead: Mapping[str, Tensor]) -> Tensor:
         """uint8 ``[N, 6 cameras, H, W]``."""
+        ahead = now if self.blind else ahead
         return torch.cat([torch.cat([now[c], ahead[c]], 1) for c in self.spec.cameras], 1)
 
     def _state(self, windows: Windows) -> Tensor:
@@ -127,6 +136,7 @@ class InverseModel:
 def inverse(
     checkpoint: Checkpoint,
     model: InverseModel,
+    blind: InverseModel,
     windows: Windows,
     ahead: Mapping[str, Tensor],
     *,
@@ -136,6 +146,7 @@ def inverse(
     """The part "inverse": mean absolute error of the actions read off frames, joints only.
 
     Args:
+        blind: the same without the later frame: how far present frame and joints alone tell.
         windows: of held-out episodes that the inverse model has not seen.
         ahead: camera -> imagined frames ``[N, C, H, W]``, `InverseModel.gap` frames after now.
         steps: sampling steps of the model's own inverse dynamics ("cycle", a diagnostic).
@@ -169,6 +180,7 @@ def inverse(
     return {
         "imagined": off(model.infer(windows, ahead)),
         "real": off(model.infer(windows, real)),
+        "present_only": off(blind.infer(windows, real)),
         "repeat": off(model.still(windows)),
         "cycle": off(own(ahead)) if knows and trained else untrained,
         "own_on_real": off(own(real)) if knows and trained else untrained,

@@ -71,6 +71,8 @@ MEASURES: dict[str, tuple[Measure, int]] = {
     "lpips": (lambda guess, truth, last: pictures.lpips(guess, truth), pictures.LPIPS_SMALLEST),
 }
 """Name -> what compares guess, truth and last given frame, and the least pixels a side."""
+GREY = 128
+"""A picture of nothing, a floor."""
 FVD_FRAMES = 10
 """I3D pools over time: of fewer frames nothing is left."""
 
@@ -118,6 +120,8 @@ def prediction(
         "model": dict(found.video),
         "copy_last": {c: v[:, -1:].expand_as(truth[c]) for c, v in windows.seen.items()},
         "mean_frame": {c: mean[c][None, None].expand_as(truth[c]) for c in truth},
+        # Where the last frame is wrong everywhere, saying nothing at all is less wrong than it.
+        "grey": {c: torch.full_like(truth[c], GREY) for c in truth},
     }
     last = {c: v[:, -1:] for c, v in windows.seen.items()}
     known, missing = _measures(min(checkpoint.spec.image_size))
@@ -136,14 +140,32 @@ def prediction(
     }
     for table in lists.values():
         table.update({name: {"not_run": why} for name, why in missing.items()})
-    gain = tables["model"]["psnr_moving"] - tables["copy_last"]["psnr_moving"]
-    gains = dict(zip(frames, mean_intervals(gain, windows.episode), strict=True))
+    gains_over = {
+        who: {
+            name: mean_intervals(tables["model"][name] - tables[who][name], windows.episode)
+            for name in ("psnr_moving", "psnr")
+        }
+        for who in guesses
+        if who != "model"
+    }
+    gains = dict(zip(frames, gains_over["copy_last"]["psnr_moving"], strict=True))
     at = min(frames, key=lambda f: abs(f - 8))
+    least = {
+        name: min(((g[name][frames.index(at)], who) for who, g in gains_over.items()), key=_mean)
+        for name in ("psnr_moving", "psnr")
+    }
     part: dict[str, Any] = {
         "psnr_gain_db_at_8": gains[at].mean,
         "gain_at_frame": at,
         "intervals": {"psnr_gain_db_at_8": [gains[at].low, gains[at].high]},
         "gains": {str(f): g.to_dict() for f, g in gains.items()},
+        "gains_over": {
+            who: {name: _dicts(values) for name, values in g.items()}
+            for who, g in gains_over.items()
+        },
+        "gain_over_best_floor_at_8": {
+            name: interval.to_dict() | {"floor": who} for name, (interval, who) in least.items()
+        },
         "n": len(windows),
         "episodes": len(np.unique(windows.episode)),
         "sampling_steps": steps,
@@ -152,6 +174,10 @@ def prediction(
         "state": _states(checkpoint, windows, found, probe, unit),
     }
     return part, found
+
+
+def _mean(gain: tuple[Interval, str]) -> float:
+    return gain[0].mean
 
 
 def _known_mean(cameras: Sequence[np.ndarray]) -> np.ndarray:

@@ -19,8 +19,10 @@ estimate for each entry of ``frames`` (frames ahead) or ``n`` (candidate plans).
     stamp               how this was made
 
     prediction          psnr_gain_db_at_8 (on moving pixels, over copying), intervals, n, episodes
-      steps (*)         frames, model, copy_last, mean_frame: each psnr L, psnr_moving L, ssim L,
-                        gmsd L (*), lpips L (*)
+      steps (*)         frames, model, copy_last, mean_frame, grey: each psnr L, psnr_moving L,
+                        ssim L, gmsd L (*), lpips L (*)
+      gains_over        floor -> {psnr_moving L, psnr L}, paired; gain_over_best_floor_at_8: of
+                        either, an estimate and which floor
       fvd (*)           estimate
       state (*)         frames, errors: list of {name, unit, model L, floor L, floor_name, real L
                         (*)}, what a linear probe reads from imagined and from real frames
@@ -29,20 +31,24 @@ estimate for each entry of ``frames`` (frames ahead) or ``n`` (candidate plans).
     branching           k, accuracy, low, high, chance, n, starts, confusion [K][K]
                         (`policies.judge.ranking.Branching.to_dict`); names; by_frame (*): {frames,
                         accuracy L}; difference_correlation (*), displacement_cosine (*)
-    inverse             imagined, real (floor), repeat (repeat the current joints), cycle (*) and
-                        own_on_real (*) (the model's own, a diagnostic); unit, n, episodes
+    inverse             imagined, real (floor), present_only (without the later frame), repeat
+                        (repeat the current joints), cycle (*) and own_on_real (*) (the model's own,
+                        a diagnostic); unit, n, episodes
     return_correlation  pearson, spearman, mmrv, intervals, reasons, n, episodes
                         (`policies.judge.ranking.correlations`); policies: list of {name, real,
                         imagined}
     decision_lift       n, planner L, simulator L (*) (ceiling), policy (*) (alone),
-                        policy_same_time L (*) (as much time as planning takes), episodes
+                        policy_same_time L (*) (as much time as planning takes), episodes, foresight
+                        and simulator_foresight (control steps); lacking (*):
+                        `policies.judge.decisions.lacking`
     exploitability      n, gap L (predicted minus realised return of the chosen plan), predicted L
                         (*), realised L (*), growth (*) (gap at most candidates minus at fewest),
                         unit, episodes
     drift               frames, forms: {"window": {error L} (*), "causal": {error L} (*)}, copy_last
-                        L, mean_frame L (*), unit, episodes; each form's horizon is added
+                        L, mean_frame L (*), unit, episodes; window_minus_causal; each form's
+                        horizon is added
     surprise            auroc, low, high; faults: name -> (*) {auroc, low, high, fpr, tpr,
-                        positives, negatives}
+                        positives, negatives}; more: `policies.judge.surprise.run_surprise`
     frames_per_s        estimate, with any facts (device, batch, steps, form)
     columns             name -> parts as above, of other checkpoints: shown beside this one where
                         targets are judged

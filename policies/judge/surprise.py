@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -215,17 +215,20 @@ def run_surprise(
         max_steps: see `policies.evaluation.evaluate`.
         is_usual: which undisturbed episodes may set the threshold; None: all. One that fails (the
             arm hits a post) surprises rightly. Where too few are left for the false-alarm rate, all
-            set it (``calibration_left_out`` is then 0).
+            set it (``calibrated_on`` says which).
         seed: of the resampling.
 
     Returns:
         The part "surprise" of a report (`policies.judge.report`): ``auroc``, ``low``, ``high`` of
         all faults together; ``n`` (pairs of a faulty and an undisturbed episode), ``episodes``
         (resets, which are what is resampled); ``false_alarm_rate``: {chosen, rate, low, high, k,
-        n}; ``faults``: name -> {auroc, low, high, fpr, tpr, positives, negatives, detected: {rate,
-        low, high, k, n}, delay_s (median of those detected), false_alarms (the same of the
-        undisturbed episodes in these steps), early (alarms before the fault, left out of
-        `detected`), success (of the driver), causes: feature -> detections}}; ``ms_per_comparison``
+        n} of all undisturbed episodes, ``false_alarm_rate_usual`` of those that are as those that
+        set the threshold; ``failures``: {auroc, low, high} of telling undisturbed episodes that
+        fail by their highest score; ``faults``: name -> {auroc, low, high, fpr, tpr, positives,
+        negatives, detected: {rate, low, high, k, n}, delay_s (median of those detected),
+        false_alarms (the same of the undisturbed episodes in these steps), early (alarms before the
+        fault, left out of `detected`), success (of the driver), causes: feature -> detections}};
+        ``ms_per_comparison``
         with ``num_envs``; ``calibration`` (`policies.monitor.Calibration.to_dict`);
         ``baseline``: the same of `policies.monitor.PlainMonitor`; ``window_s``.
 
@@ -249,10 +252,10 @@ def run_surprise(
 
     calibrating, nominal = run(make_nominal, seeds_calibration), run(make_nominal, seeds_test)
     usual = [e.seed for e in calibrating.episodes if is_usual is None or is_usual(e)]
-    if len(usual) < episodes_needed(
-        false_alarm_rate
-    ):  # a driver that hardly ever does as it should
+    enough = len(usual) >= episodes_needed(false_alarm_rate)
+    if not enough:  # a driver that hardly ever does as it should
         usual = [e.seed for e in calibrating.episodes]
+    alike = {e.seed for e in nominal.episodes if not enough or is_usual is None or is_usual(e)}
     faulty = {name: run(make, seeds_test) for name, make in make_faulty.items()}
     starts = {s: at_step(s) if callable(at_step) else at_step for s in seeds_test}
     parts = {}
@@ -261,14 +264,19 @@ def run_surprise(
             [calibrating.seen[name][s].features for s in usual], false_alarm_rate
         )
         window = round(window_s * nominal.fps)
-        parts[name] = judge(name, calibration, nominal, faulty, starts, window, seed=seed) | {
+        parts[name] = judge(
+            name, calibration, nominal, faulty, starts, window, alike=alike, seed=seed
+        ) | {
             "ms_per_comparison": percentiles(nominal.ms[name]),
             "calibration": calibration.to_dict(),
         }
     success = proportion([e.success for e in nominal.episodes]).to_dict()
     left_out = len(calibrating.episodes) - len(usual)
     more = {"num_envs": num_envs, "window_s": window_s, "success": success}
-    more |= {"calibration_left_out": left_out}
+    more |= {
+        "calibration_left_out": left_out,
+        "calibrated_on": "usual episodes" if enough and is_usual is not None else "all episodes",
+    }
     return parts[MODEL] | more | {FLOOR: parts[FLOOR]}
 
 
@@ -329,6 +337,7 @@ def judge(
     starts: Mapping[int, int],
     window: int,
     *,
+    alike: Collection[int],
     seed: int = 0,
 ) -> dict[str, Any]:
     """Score one monitor, see `run_surprise`.
@@ -337,10 +346,11 @@ def judge(
         name: of the monitor.
         starts: seed -> number of steps before the fault.
         window: steps from the fault on in which it is to be found.
+        alike: undisturbed episodes that are as those that set the threshold.
     """
     calm = {s: _Scored.of(calibration, seen) for s, seen in nominal.seen[name].items()}
     lengths = {e.seed: e.steps for e in nominal.episodes}
-    alarms = [bool((c.scores > calibration.threshold).any()) for c in calm.values()]
+    alarms = {s: bool((c.scores > calibration.threshold).any()) for s, c in calm.items()}
     everything, faults = _Pairs(), {}
     for fault, run in faulty.items():
         pairs, causes = _Pairs(), Counter[str]()
@@ -383,10 +393,22 @@ def judge(
             "causes": dict(causes.most_common()),
         }
         everything += pairs
-    rate = {"chosen": calibration.false_alarm_rate} | proportion(alarms).to_dict()
+    chosen = {"chosen": calibration.false_alarm_rate}
+    rate = chosen | proportion(list(alarms.values())).to_dict()
+    usual = [alarm for s, alarm in alarms.items() if s in alike]
+    compared = [e for e in nominal.episodes if len(calm[e.seed].at)]
+    failures = auroc(
+        [float(calm[e.seed].scores.max()) for e in compared],
+        [not e.success for e in compared],
+        seed=seed,
+    )
     return everything.auroc(seed) | {
         "n": len(everything.seeds),
         "episodes": len(set(everything.seeds)),
         "false_alarm_rate": rate,
+        "false_alarm_rate_usual": chosen | proportion(usual).to_dict()
+        if usual
+        else {"not_run": "no undisturbed episode was as those that set the threshold"},
+        "failures": failures.to_dict(),
         "faults": faults,
     }

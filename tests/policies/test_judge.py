@@ -355,22 +355,26 @@ def test_a_probe_recovers_a_linear_fact_and_no_other():
 
 
 @pytest.fixture(scope="module")
-def reader(others: list[Recorded]) -> InverseModel:
-    return InverseModel(oracle(), windows_of(others, ahead=4, each=30), 4, steps=120)
+def readers(others: list[Recorded]) -> list[InverseModel]:
+    """One that sees both frames, and one that sees the first alone."""
+    some = windows_of(others, ahead=4, each=30)
+    return [InverseModel(oracle(), some, 4, steps=120, blind=blind) for blind in (False, True)]
 
 
-def test_actions_are_read_off_frames_that_show_them(reader, perfect, windows):
+def test_actions_are_read_off_frames_that_show_them(readers, perfect, windows):
     def part(found: Imagined) -> dict:
         ahead = {c: v[:, 0] for c, v in found.video.items()}
-        return inverse(like(Oracle), reader, windows, ahead, steps=1, unit="rad")
+        return inverse(like(Oracle), readers[0], readers[1], windows, ahead, steps=1, unit="rad")
 
     good = part(perfect[1])
     assert good["real"]["mean"] < 0.7 * good["repeat"]["mean"]
+    assert good["real"]["mean"] < 0.8 * good["present_only"]["mean"]
     assert good["imagined"]["mean"] == pytest.approx(good["real"]["mean"], rel=0.05)
     assert good["cycle"] == good["own_on_real"] == {"not_run": "the model was not trained for it"}
     assert (good["unit"], good["gap"], good["episodes"]) == ("rad", 4, 8)
     deaf = part(imagined(like(Deaf), windows, windows.action, every=4, steps=1))
     assert deaf["real"] == good["real"]
+    assert deaf["present_only"] == good["present_only"]
     assert deaf["imagined"]["mean"] > 1.5 * good["real"]["mean"]
     completed({"inverse": good})
 

@@ -480,6 +480,17 @@ def test_a_grid_of_frames_is_kept_to() -> None:
 # --- a goal --------------------------------------------------------------------------------------
 
 
+def test_the_next_episode_of_a_slot_has_not_the_goal_of_the_last_one() -> None:
+    planner = Planner(regression(SPECS["one camera"]), plan=PlannerConfig(score="goal"))
+    planner.reset([1, 2])
+    for slot in (0, 1):
+        planner.set_goal({"front": np.full((16, 24, 3), 255, np.uint8)}, slot)
+    planner.reset_slots([1], [3])
+    assert planner._goal_of(0) is not None
+    with pytest.raises(RuntimeError, match="slot 1 has no goal"):
+        planner._goal_of(1)
+
+
 def test_the_candidate_that_leads_to_the_goal_is_executed() -> None:
     policy = regression(SPECS["two cameras"])
     planner = Varied(policy, None, PlannerConfig(candidates=5, score="goal"))

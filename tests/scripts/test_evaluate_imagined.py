@@ -19,7 +19,7 @@ from policies.evaluation import episode_seeds, evaluate
 from policies.floors import HoldPolicy
 from policies.flow_policy import FlowPolicy
 from scripts import evaluate as script
-from scripts._imagined import Films, imagined_world, is_imagined
+from scripts._imagined import UNCALIBRATED, Films, imagined_world, is_imagined
 from scripts.collect import collect
 from scripts.train import train
 from tests.test_configs import compose
@@ -195,7 +195,9 @@ def test_recordings_start_episodes_where_there_is_no_simulator(folder: Path, tmp
     world = imagined_world(stranger, {"starts": str(folder / "data")})
     held_out = world.checkpoint.stamp["dataset"]["validation_episodes"]
     assert 1 < len(held_out) < 6
-    assert world.note == f"starts of {len(held_out)} recorded episodes"
+    assert world.note == f"starts of {len(held_out)} recorded episodes, {UNCALIBRATED}"
+    known = {"starts": str(folder / "data"), "threshold": 0.8, "patience": 2}
+    assert "not calibrated" not in imagined_world(stranger, known).note
     assert world.world is None
     n = len(held_out)
     states = [world.starts(seed)["agent_pos"] for seed in range(n + 1)]

@@ -308,9 +308,7 @@ def test_a_model_is_not_asked_for_frames_that_it_never_learned(name: str) -> Non
     usual = make_checkpoint(make_model(), ObjectiveConfig(any_frame=0.0))
     seen = look(SPECS["one camera"])
     option: dict[str, Any] = {"within": 3} if name == "reach" else {"frames": (1, 3)}
-    with pytest.raises(
-        ValueError, match=r"only, of its grid; train with objective.any_frame"
-    ):
+    with pytest.raises(ValueError, match=r"only, of its grid; train with objective.any_frame"):
         answer(name, usual, seen, **option)
     assert answer(name, usual, seen)
 
