@@ -190,10 +190,14 @@ class Planner(SearchPolicy):
         final = np.zeros((len(rows), 0)) if state is None else state[:, -1].cpu().numpy()
         if self.plan.score == "success":
             success = torch.cat([f.success for f in found if f.success is not None], dim=1).cpu()
-            return Outlook(success.amax(1).numpy(), success.mean(1).numpy(), final)
+            return Outlook(self.worth(success).numpy(), success.mean(1).numpy(), final)
         end = {c: v[:, -1] for c, v in found[-1].video.items()}
         value = -self._distance(moment.slots[rows], dream.seen(0)[0], end).cpu().numpy()
         return Outlook(value, np.zeros(len(rows)), final)
+
+    def worth(self, success: Tensor) -> Tensor:
+        """What futures are worth ``[R]``, by the probability of success at their frames ``[R, T]``."""
+        return success.amax(1)
 
     def dream(self, moment: Moment, rows: np.ndarray) -> Dream:
         """What is to become of candidates for these rows of the moment."""

@@ -36,8 +36,8 @@ class TruePlanner(Planner):
         envs: the environments of the slots, in their order, as they are played in. Each is left in
             the state in which it was found.
         judge: "head" (the world model's success head, asked for the next frame from true ones) or
-            "outcome" (whether the task is solved by then; else how close the arm has come, where
-            the world says).
+            "outcome" (1 if the task is solved by then; else minus the distance that is left at the
+            end, metres, where the world says).
 
     Raises:
         TypeError: an environment cannot be saved and restored.
@@ -72,6 +72,11 @@ class TruePlanner(Planner):
             f"{policy.name}, true frames, {judge}, {self.plan.method} {self.plan.candidates}"
         )
 
+    def worth(self, success: torch.Tensor) -> torch.Tensor:
+        """See `Planner`; of outcomes, 1 if any is, else the last."""
+        best = super().worth(success)
+        return best if self.judge == "head" else torch.where(best >= 1, best, success[:, -1])
+
     def dream(self, moment: Moment, rows: np.ndarray) -> Dream:
         """What becomes of candidates, in truth."""
         return _Truth(self, moment, rows)
@@ -86,7 +91,7 @@ class _Truth(Dream):
         super().__init__(planner, moment, rows)
         self.sims: list[Simulator] = [planner.worlds[slot] for slot in moment.slots[rows]]
         self.states = {0: [_saved(sim) for sim in self.sims]}
-        self.outcome: dict[int, torch.Tensor] = {0: torch.full((len(rows),), -np.inf)}
+        self.outcome: dict[int, torch.Tensor] = {0: torch.zeros(len(rows))}
 
     def imagine(self, begin: int, chunks: np.ndarray, offsets: tuple[int, ...]) -> Imagined:
         """The frames at these offsets from `begin`, where the chunks ``[R, K, A]`` begin."""
@@ -111,7 +116,7 @@ class _Truth(Dream):
         reached: dict[int, list[float]] = {at: [] for at in asked}
         for row, sim in enumerate(self.sims):
             now, seen = _saved(sim), sim.cameras
-            best = float(self.outcome[start][row])
+            solved, left = float(self.outcome[start][row]) >= 1, 0.0
             try:
                 sim.set_state(self.states[start][row])
                 for step in range(end - start):
@@ -119,13 +124,14 @@ class _Truth(Dream):
                     taken = at in self.planner.pictures
                     sim.cameras = seen if taken else ()  # drawing takes most of a step
                     found, _, _, _, info = sim.step(actions[row, step].copy())
-                    best = 1.0 if info["is_success"] else max(best, -float(info.get("distance", 0)))
+                    solved |= bool(info["is_success"])
+                    left = -float(info.get("distance", 0.0))
                     if taken:
                         pixels = {c: found["pixels"][c] for c in cameras}
                         shot.setdefault(at, []).append((pixels, found["agent_pos"]))
                     if at in asked:
                         kept[at].append(_saved(sim))
-                        reached[at].append(best)
+                        reached[at].append(1.0 if solved else left)
             finally:
                 sim.set_state(now)
                 sim.cameras = seen

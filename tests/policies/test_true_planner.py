@@ -45,17 +45,16 @@ def test_what_is_looked_at_is_what_happens(lookahead: int, judge: str) -> None:
     policy.reset([7])
     chunk, execute = policy.horizon.chunk, policy.config.execute
     (twin,) = worlds(1)
-    best = -np.inf
     for step in range((lookahead - 1) * execute + chunk):
         if step <= (lookahead - 1) * execute:
             action = policy.act(look([twin]), np.ones(1, bool)).action[0]
         else:
             action = policy._chunk[0, step - (lookahead - 1) * execute]
         _, _, _, _, info = twin.step(action)
-        best = max(best, -info["distance"])
     np.testing.assert_allclose(record.final[0], twin.position, atol=1e-5)
     if judge == "outcome":
-        assert record.predicted == pytest.approx(1.0 if best > -0.1 else best, abs=1e-5)
+        assert info["distance"] > 0.1
+        assert record.predicted == pytest.approx(-info["distance"], abs=1e-5)
     else:
         assert 0 < record.predicted < 1
 
@@ -69,6 +68,15 @@ def test_the_truly_best_candidate_is_executed() -> None:
         record = planner.log[seed]
         assert record.chosen == np.argmax(record.values)
         assert len(np.unique(record.values)) == 8
+
+
+def test_a_solved_task_is_worth_1_whatever_comes_after() -> None:
+    (world,) = worlds(1)
+    planner = TruePlanner(make(TRUE), [world], plan=PlannerConfig(every=1))
+    success = torch.tensor([[-0.3, 1.0, 1.0], [-0.1, -0.2, -0.3]])
+    assert planner.worth(success).tolist() == pytest.approx([1.0, -0.3])
+    head = TruePlanner(make(TRUE), [world], plan=PlannerConfig(every=1), judge="head")
+    assert head.worth(success).tolist() == pytest.approx([1.0, -0.1])
 
 
 def test_the_head_is_asked_about_true_frames() -> None:
