@@ -196,7 +196,7 @@ class Planner(SearchPolicy):
         return Outlook(value, np.zeros(len(rows)), final)
 
     def worth(self, success: Tensor) -> Tensor:
-        """What futures are worth ``[R]``, by the probability of success at their frames ``[R, T]``."""
+        """What futures are worth ``[R]``, by the probabilities of success in them ``[R, T]``."""
         return success.amax(1)
 
     def dream(self, moment: Moment, rows: np.ndarray) -> Dream:
