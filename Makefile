@@ -3,15 +3,17 @@
 # Everything lives inside the clone: .uv/ (the installer, where the machine has none that works),
 # .venv/ (Python and all packages, exactly those of requirements.lock) and outputs/ (what you make).
 # Other people's worlds need an older MuJoCo, so they have an environment of their own:
-# .venv-suites/, from requirements-suites.lock.
+# .venv-suites/, from requirements-suites.lock. So has the ROS 2 bench: .venv-ros/, from
+# requirements-ros.lock, which our own Python never imports from.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-suites check format format-check lint types setup setup-suites lock clean \
-	graphics
+.PHONY: help demo test test-suites test-ros bench bench-full check format format-check lint types setup setup-suites \
+	setup-ros lock clean graphics
 .DELETE_ON_ERROR:
 
 PYTHON := .venv/bin/python
 SUITES_PYTHON := .venv-suites/bin/python
+ROS_PYTHON := .venv-ros/bin/python
 # Extra arguments: make demo ARGS="seed=1", make test ARGS="tests/envs -x"
 ARGS ?=
 # Test files are shared out over two processes; PARALLEL= runs them in one, in order.
@@ -24,6 +26,7 @@ UV_BOOTSTRAP := $(filter .uv/bin/uv,$(UV))
 # An environment whose interpreter has gone is not complete.
 $(shell test -x $(PYTHON) || rm -f .venv/.complete)
 $(shell test -x $(SUITES_PYTHON) || rm -f .venv-suites/.complete)
+$(shell test -x $(ROS_PYTHON) || rm -f .venv-ros/.complete)
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -37,6 +40,16 @@ test: graphics setup ## run the tests
 
 test-suites: graphics setup-suites ## run the tests of other people's worlds
 	@$(SUITES_PYTHON) -m pytest -q $(PARALLEL) -m "suites and not slow" tests/envs tests/scripts $(ARGS)
+
+# One process: these tests measure time. Where the machine allows it they get a network of their own.
+bench: graphics setup setup-ros ## drive the simulated arm through a real ROS 2 graph (ARGS="checkpoint=DIR")
+	@$(PYTHON) envs/ros/alone.py $(PYTHON) -m scripts.bench $(ARGS)
+
+bench-full: graphics setup setup-ros ## the same, 50 resets for each of eight conditions (half an hour)
+	@$(PYTHON) envs/ros/alone.py $(PYTHON) -m scripts.bench resets=50 'latency_ms=[0,100,200,400]' $(ARGS)
+
+test-ros: graphics setup setup-ros ## run the tests against a real ROS 2 graph and rosbridge server
+	@$(PYTHON) envs/ros/alone.py $(PYTHON) -m pytest -q -m "ros and not slow" tests $(ARGS)
 
 check: format-check lint types test ## format, lint, types, tests: what must pass before a commit
 
@@ -57,10 +70,12 @@ setup: .venv/.complete ## make the environment (5 GB the first time, a second af
 
 setup-suites: .venv-suites/.complete ## make the environment for Fetch, Meta-World, PushT and ALOHA
 
+setup-ros: .venv-ros/.complete ## make the environment of the ROS 2 bench
+
 # What both environments hold is the same version in both, as far as can be (MuJoCo cannot): uv
 # prefers the versions that it finds in the file that it is to write. gym-pusht wants opencv-python,
 # which needs a display's libraries and overwrites LeRobot's opencv-python-headless, the same module.
-lock: $(UV_BOOTSTRAP) ## resolve pyproject.toml into requirements.lock and requirements-suites.lock
+lock: $(UV_BOOTSTRAP) ## resolve pyproject.toml into the requirements*.lock files
 	@echo "lock: resolving pyproject.toml"
 	@compile() { \
 		$(UV) --no-config --quiet pip compile pyproject.toml --extra dev $$3 --universal \
@@ -75,11 +90,18 @@ lock: $(UV_BOOTSTRAP) ## resolve pyproject.toml into requirements.lock and requi
 		requirements.lock requirements-suites.lock >> .both.lock && \
 	mv .both.lock requirements-suites.lock && \
 	compile requirements-suites.lock "base, development and suites" \
-		"--extra suites --no-emit-package opencv-python"
+		"--extra suites --no-emit-package opencv-python" && \
+	$(UV) --no-config --quiet pip compile --group ros --constraints requirements.lock --universal \
+		--python-version 3.12 --generate-hashes --no-annotate --no-header \
+		--output-file requirements-ros.lock >/dev/null && \
+	{ echo "# Exact versions, the ROS 2 bench, made from pyproject.toml by: make lock"; \
+		cat requirements-ros.lock; } > requirements-ros.lock.new && \
+	mv requirements-ros.lock.new requirements-ros.lock && \
+	echo "lock: $$(grep -c == requirements-ros.lock) packages in requirements-ros.lock"
 
 clean: ## remove the environment and all caches (outputs/ is kept)
-	@echo "clean: removing .venv .venv-suites .uv build dist and caches; outputs/ is kept"
-	@rm -rf .venv .venv-suites .uv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@echo "clean: removing .venv .venv-suites .venv-ros .uv build dist and caches; outputs/ is kept"
+	@rm -rf .venv .venv-suites .venv-ros .uv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------------------------------------
@@ -97,7 +119,7 @@ clean: ## remove the environment and all caches (outputs/ is kept)
 		echo "$$output"; exit 1; fi
 
 # uv's output is shown only if it fails: it comments on every Python that it looks at.
-$(PYTHON) $(SUITES_PYTHON): %/bin/python: | $(UV_BOOTSTRAP)
+$(PYTHON) $(SUITES_PYTHON) $(ROS_PYTHON): %/bin/python: | $(UV_BOOTSTRAP)
 	@echo "setup: making $* with Python $$(cat .python-version)"
 	@rm -rf $*; if ! output=$$($(UV) venv --python "$$(cat .python-version)" $* 2>&1); then \
 		echo "$$output"; \
@@ -105,11 +127,15 @@ $(PYTHON) $(SUITES_PYTHON): %/bin/python: | $(UV_BOOTSTRAP)
 		exit 1; fi
 
 # Every file is checked against its hash, so any index that offers it will do.
-define install
+define sync
 	@echo "setup: installing what $< lists"
 	@if [ -t 2 ]; then quiet=; else quiet=--quiet; fi; \
 	$(UV) pip sync $$quiet --python $(@D)/bin/python --require-hashes \
 		--index-strategy unsafe-best-match $<
+endef
+
+define install
+	$(sync)
 	@$(UV) pip install --quiet --python $(@D)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 endef
@@ -119,6 +145,11 @@ endef
 
 .venv-suites/.complete: requirements-suites.lock pyproject.toml | $(SUITES_PYTHON)
 	$(install)
+
+# Our code is not installed there: `envs/ros/graph.py` starts the node in the clone.
+.venv-ros/.complete: requirements-ros.lock | $(ROS_PYTHON)
+	$(sync)
+	@touch $@
 
 # A second's look before gigabytes are fetched; `python -m envs.rendering` later draws a real frame.
 # A display, or a backend that was chosen by hand, is left alone. It comes before the environment is

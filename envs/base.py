@@ -102,6 +102,7 @@ class ArmEnv(World):
         self.kinematics = InverseKinematics(self.model)
         joints = [self.model.joint(name) for name in ARM_JOINTS + FINGER_JOINTS]
         self._qpos = np.array([joint.qposadr[0] for joint in joints])
+        self._qvel = np.array([joint.dofadr[0] for joint in joints])
         self._tip = self.model.site(TIP_SITE).id
         substeps = round(1 / (CONTROL_HZ * TIMESTEP))
         self._ramp = np.arange(1, substeps + 1) / substeps
@@ -173,17 +174,12 @@ class ArmEnv(World):
         Raises:
             ValueError: an action of another shape, or with an entry that is not finite.
         """
-        goal = self._checked_action(action)
+        goal = self.targets_of(action)
         start = self.data.ctrl.copy()
         tip_before = self.tip.copy()
         for fraction in self._ramp:
-            self.data.ctrl[:] = start + fraction * (goal - start)
-            mujoco.mj_step(self.model, self.data)
-            if self.data.ncon:
-                self.observe_contacts()
-        self._update_poses()
-        self.update_task(tip_before)
-        info = self.task_info()
+            self.advance(start + fraction * (goal - start))
+        info = self.conclude(tip_before)
         success = info["is_success"]
         return self.current_observation(), float(success), success, False, info
 
@@ -199,6 +195,41 @@ class ArmEnv(World):
             renderer.close()
         self._renderers.clear()
 
+    # The parts of a control step, for those that need finer ones than `step`.
+
+    def targets_of(self, action: np.ndarray) -> np.ndarray:
+        """An action ``[8]`` -> actuator targets ``[9]``, within the limits.
+
+        Raises:
+            ValueError: an action of another shape, or with an entry that is not finite.
+        """
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape != self.action_space.shape:
+            raise ValueError(
+                f"an action has shape {self.action_space.shape} {self.action_names}, "
+                f"found {action.shape}"
+            )
+        finite = np.isfinite(action)
+        if not finite.all():
+            bad = {self.action_names[i]: float(action[i]) for i in np.flatnonzero(~finite)}
+            raise ValueError(f"action entries that are not finite: {bad}")
+        joints = np.clip(action[:7], JOINT_LOW, JOINT_HIGH)
+        finger = np.clip(action[7], 0.0, GRIPPER_MAX) / 2
+        return np.concatenate([joints, [finger, finger]])
+
+    def advance(self, targets: np.ndarray) -> None:
+        """One physics step, `envs.arm.TIMESTEP` seconds, with these actuator targets ``[9]``."""
+        self.data.ctrl[:] = targets
+        mujoco.mj_step(self.model, self.data)
+        if self.data.ncon:
+            self.observe_contacts()
+
+    def conclude(self, tip_before: np.ndarray) -> dict[str, Any]:
+        """End a control step that began with the tip at `tip_before` ``[3]``; its ``info``."""
+        self._update_poses()
+        self.update_task(tip_before)
+        return self.task_info()
+
     # Reading and restoring the world.
 
     @property
@@ -211,6 +242,12 @@ class ArmEnv(World):
         """float32 ``[8]``: joint angles in radians, then the gripper's opening in metres."""
         positions = self.data.qpos[self._qpos]
         return np.append(positions[:7], positions[7:].sum()).astype(np.float32)
+
+    @property
+    def agent_vel(self) -> np.ndarray:
+        """float64 ``[8]``: velocities of `agent_pos`, per second."""
+        velocities = self.data.qvel[self._qvel]
+        return np.append(velocities[:7], velocities[7:].sum())
 
     @property
     def command(self) -> np.ndarray:
@@ -261,22 +298,6 @@ class ArmEnv(World):
         """
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
-
-    def _checked_action(self, action: np.ndarray) -> np.ndarray:
-        """An action ``[8]`` -> actuator targets ``[9]``, within the limits."""
-        action = np.asarray(action, dtype=np.float64)
-        if action.shape != self.action_space.shape:
-            raise ValueError(
-                f"an action has shape {self.action_space.shape} {self.action_names}, "
-                f"found {action.shape}"
-            )
-        finite = np.isfinite(action)
-        if not finite.all():
-            bad = {self.action_names[i]: float(action[i]) for i in np.flatnonzero(~finite)}
-            raise ValueError(f"action entries that are not finite: {bad}")
-        joints = np.clip(action[:7], JOINT_LOW, JOINT_HIGH)
-        finger = np.clip(action[7], 0.0, GRIPPER_MAX) / 2
-        return np.concatenate([joints, [finger, finger]])
 
     def draw(self, camera: str, size: tuple[int, int]) -> np.ndarray:
         """One picture, uint8 ``[H, W, 3]``. Renderers are made late, in the process that draws."""

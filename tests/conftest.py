@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 import hypothesis
@@ -44,3 +45,15 @@ def root() -> Path:
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A skipped test of the ROS graph has failed: it runs only where it was asked for."""
+    report = yield
+    if report.skipped and item.get_closest_marker("ros"):
+        report.outcome = "failed"
+        report.longrepr = f"a test marked ros may not be skipped: {report.longrepr}"
+    return report

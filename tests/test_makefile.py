@@ -43,6 +43,7 @@ class Clone:
             ".python-version",
             "requirements.lock",
             "requirements-suites.lock",
+            "requirements-ros.lock",
             "pyproject.toml",
         ):
             shutil.copy(ROOT / name, self.folder)
@@ -121,6 +122,21 @@ def test_other_peoples_worlds_have_an_environment_of_their_own(clone: Clone) -> 
     assert clone.called()[-1].startswith(".venv-suites/bin/python -m pytest")
     assert "suites and not slow" in clone.called()[-1]
     clone.make("test-suites", found="libEGL.so.1 libEGL_mesa.so.0")
+    assert not [c for c in clone.called() if c.startswith("uv pip")]  # complete
+
+
+def test_the_ros_bench_has_an_environment_of_its_own_and_nothing_of_ours_in_it(
+    clone: Clone,
+) -> None:
+    done = clone.make("setup-ros")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (synced,) = (c for c in clone.called() if c.startswith("uv pip"))
+    assert synced.startswith("uv pip sync")
+    assert synced.endswith("requirements-ros.lock")
+    assert ".venv-ros/bin/python" in synced
+    assert not (clone.folder / ".venv").exists()
+    assert (clone.folder / ".venv-ros/.complete").exists()
+    clone.make("setup-ros")
     assert not [c for c in clone.called() if c.startswith("uv pip")]  # complete
 
 

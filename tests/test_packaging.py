@@ -33,7 +33,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy2(ROOT / name, source)
     # The generic names that must not be packaged are copied too.
     for name in ("worldmodel", "envs", "policies", "scripts", "configs", "tests"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
     target = tmp_path_factory.mktemp("wheel")
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     done = subprocess.run(
@@ -88,8 +89,21 @@ def test_every_source_file_and_template_is_in_the_wheel(wheel: Path) -> None:
     }
     expected |= {str(p.relative_to(ROOT)) for p in (ROOT / "policies/templates").glob("*")}
     expected |= {str(path.relative_to(ADAPTER.parent)) for path in ADAPTER.rglob("*.py")}
+    robots = (ROOT / "configs" / "robot").glob("*.yaml")
+    expected |= {f"{ADAPTER.name}/robots/{path.name}" for path in robots}
     missing = sorted(expected - packed)
     assert not missing, f"not packaged (is an __init__.py missing beside them?): {missing}"
+
+
+def test_arms_are_found_by_name_where_there_is_no_clone(installed: Path, tmp_path: Path) -> None:
+    code = f"""
+from lerobot_policy_selfflow import SelfflowRosConfig, robot_selfflow
+assert robot_selfflow.__file__.startswith({str(installed)!r}), robot_selfflow.__file__
+print(*SelfflowRosConfig(config="bench").described().names)
+"""
+    done = run(code, installed, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "gripper"
 
 
 def test_the_installed_packages_are_ours(installed: Path, tmp_path: Path) -> None:
@@ -139,9 +153,21 @@ def test_the_adapter_has_one_import_name(where: str, installed: Path, tmp_path: 
 
 
 LOCKS = {"requirements.lock": ["dev"], "requirements-suites.lock": ["dev", "suites"]}
+ROS_LOCK = "requirements-ros.lock"
 
 
-@pytest.mark.parametrize("name", LOCKS)
+def declared(name: str, project: dict) -> set[str]:
+    """Names of the packages that a lock file is made from."""
+    if name == ROS_LOCK:
+        items = list(project["dependency-groups"]["ros"])
+    else:
+        items = list(project["project"]["dependencies"])
+        for extra in LOCKS[name]:
+            items += project["project"]["optional-dependencies"][extra]
+    return {re.match(r"[A-Za-z0-9_.-]+", item).group().lower() for item in items}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", [*LOCKS, ROS_LOCK])
 def test_a_lock_file_pins_every_dependency_by_hash_and_names_no_address(
     name: str, project: dict
 ) -> None:
@@ -152,22 +178,29 @@ def test_a_lock_file_pins_every_dependency_by_hash_and_names_no_address(
     unhashed = [entry.split()[0] for entry in entries if "--hash=sha256:" not in entry]
     assert not unhashed
     locked = {entry.split("==")[0] for entry in entries}
-    declared = list(project["project"]["dependencies"])
-    for extra in LOCKS[name]:
-        declared += project["project"]["optional-dependencies"][extra]
-    wanted = {re.match(r"[A-Za-z0-9_.-]+", item).group().lower() for item in declared}  # type: ignore[union-attr]
+    wanted = declared(name, project)
     assert wanted <= locked, f"run `make lock`: {sorted(wanted - locked)} are not in {name}"
+
+
+def versions(name: str) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (ROOT / name).read_text(), re.M))
 
 
 def test_both_environments_run_the_same_of_everything_but_the_simulator() -> None:
     """Or what passes in one says little about the other."""
-
-    def versions(name: str) -> dict[str, str]:
-        return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (ROOT / name).read_text(), re.M))
-
     ours, theirs = (versions(name) for name in LOCKS)
     different = {n for n in ours.keys() & theirs.keys() if ours[n] != theirs[n]}
     assert different <= {"mujoco"}, f"run `make lock`: {sorted(different)} differ"
+
+
+def test_the_bench_runs_the_same_simulator_and_holds_nothing_of_the_project(project: dict) -> None:
+    ours, bench = versions("requirements.lock"), versions(ROS_LOCK)
+    different = {n for n in ours.keys() & bench.keys() if ours[n] != bench[n]}
+    assert not different, f"run `make lock`: {sorted(different)} differ"
+    assert {"numpy", "mujoco", "gymnasium", "pillow"} <= ours.keys() & bench.keys()
+    assert not {"torch", "lerobot"} & bench.keys()
+    pinned = [item for item in project["dependency-groups"]["ros"] if "ros" in item]
+    assert all("==" in item for item in pinned)
 
 
 def test_no_file_names_a_machine_or_a_registry() -> None:
