@@ -256,6 +256,9 @@ class FlowPolicy(ChunkPolicy):
         checkpoint: an opened checkpoint.
         config: how to sample and execute.
 
+    Attributes:
+        trained_prefix: committed actions that the model was trained for, at most.
+
     Raises:
         ValueError: a chunk is too short for what is to be executed and committed.
     """
@@ -277,7 +280,8 @@ class FlowPolicy(ChunkPolicy):
             )
         objective = checkpoint.objective
         trained = objective.prefix if objective.patterns.get("act_prefix") else 0
-        if c.prefix > min(trained, chunk - 1):
+        self.trained_prefix = min(trained, chunk - 1)
+        if c.prefix > self.trained_prefix:
             raise ValueError(
                 f"this model was trained with committed prefixes of up to {trained} actions "
                 f"(objective.prefix, objective.patterns.act_prefix); found prefix={c.prefix}"
