@@ -1,8 +1,10 @@
-"""The adapter: LeRobot's commands know our policy and our environments as type "selfflow".
+"""The adapter: LeRobot's commands know our policy and our environments as type "selfflow", arms
+behind ROS as robots of type "selfflow_ros".
 
 LeRobot imports ``lerobot_policy_selfflow`` by its distribution name and finds the policy by file
 name: `configuration_selfflow`, `modeling_selfflow`, `processor_selfflow`. `training_selfflow` is
-the policy's training half, `env_selfflow` registers the environments. This folder is importable
+the policy's training half, `env_selfflow` registers the environments, `robot_selfflow` the robot
+(``robots/`` is ``configs/robot``, linked so that wheels hold it). This folder is importable
 under that one name only: under two, every class in it would exist twice, and LeRobot would refuse
 the second registration of "selfflow".
 """
@@ -17,5 +19,14 @@ from .configuration_selfflow import SelfflowConfig
 from .env_selfflow import SelfflowEnv
 from .modeling_selfflow import SelfflowPolicy
 from .processor_selfflow import make_selfflow_pre_post_processors
+from .robot_selfflow import ArmHeldError, SelfflowRos, SelfflowRosConfig
 
-__all__ = ["SelfflowConfig", "SelfflowEnv", "SelfflowPolicy", "make_selfflow_pre_post_processors"]
+__all__ = [
+    "ArmHeldError",
+    "SelfflowConfig",
+    "SelfflowEnv",
+    "SelfflowPolicy",
+    "SelfflowRos",
+    "SelfflowRosConfig",
+    "make_selfflow_pre_post_processors",
+]

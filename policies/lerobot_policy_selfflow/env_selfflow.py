@@ -52,7 +52,7 @@ class SelfflowEnv(EnvConfig):
         plain = envs.make(name)
         gym_id = plain.spec.id if plain.spec is not None else name
         plain.close()
-        spec, world, where = _demonstrations()
+        spec, world, where = demonstrations()
         options = _demonstrated_options(spec, world, gym_id)
         self._say(options, world if world.get("env") == gym_id else {}, where)
         if world and world.get("env") != gym_id:
@@ -134,7 +134,7 @@ class _Slot(FreezeAfterEpisodeEnd):
         return super().reset(seed=seed, options=options)
 
 
-def _demonstrations() -> tuple[Spec | None, dict[str, Any], str]:
+def demonstrations() -> tuple[Spec | None, dict[str, Any], str]:
     """What the command's policy, or else its dataset, says about the world it was collected in.
 
     LeRobot parses an environment before the policy and shows it none of the rest of the command, so
