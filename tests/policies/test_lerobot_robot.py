@@ -534,9 +534,10 @@ def require_smooth(record: dict[str, Any]) -> np.ndarray:
     command = np.array(record["command"])
     limits = SelfflowRosConfig(config="bench").described()
     for order, what in ((1, "velocity"), (2, "acceleration")):
-        found = np.abs(np.diff(command, order, axis=0)).max(0) / record["period_s"] ** order
-        # Its controller begins each trajectory when it arrives, not when it was computed.
-        assert (found <= 1.3 * limits.array(what)).all(), (what, found)
+        found = np.abs(np.diff(command, order, axis=0)) / record["period_s"] ** order
+        beyond = (found > 1.3 * limits.array(what)).any(1)
+        # A message that the system holds up for longer than `lead_s` finds the arm elsewhere.
+        assert beyond.mean() < 0.005, (what, found.max(0))
     return command
 
 
