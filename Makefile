@@ -7,8 +7,8 @@
 # requirements-ros.lock, which our own Python never imports from.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-suites test-ros bench bench-full check format format-check lint types setup setup-suites \
-	setup-ros lock clean graphics
+.PHONY: help demo test test-slow test-suites test-ros bench bench-full check format format-check \
+	lint types setup setup-suites setup-ros lock clean graphics
 .DELETE_ON_ERROR:
 
 PYTHON := .venv/bin/python
@@ -37,6 +37,13 @@ demo: graphics setup ## collect, train, drive the arm, imagine, report (about 15
 
 test: graphics setup ## run the tests
 	@$(PYTHON) -m pytest -q $(PARALLEL) $(ARGS)
+
+# Of the slow tests those that take a minute or two in all; `-m slow` runs every one.
+SLOW := tests/worldmodel/test_distributed.py tests/envs/test_experts.py \
+	tests/worldmodel/data/test_old_versions.py
+
+test-slow: graphics setup ## run the slow tests that CI runs
+	@$(PYTHON) -m pytest -q $(PARALLEL) -m slow $(SLOW) $(ARGS)
 
 test-suites: graphics setup-suites ## run the tests of other people's worlds
 	@$(SUITES_PYTHON) -m pytest -q $(PARALLEL) -m "suites and not slow" tests/envs tests/scripts $(ARGS)

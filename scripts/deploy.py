@@ -298,6 +298,12 @@ def drive(config: DeployConfig, console: Console) -> Runtime:
     """
     out = Path(config.out)
     assert config.checkpoint is not None
+    if config.robot.interface != "joint_trajectory" and not (config.check or config.dry_run):
+        raise ValueError(
+            f"robot.interface={config.robot.interface} is not built for driving: such a controller "
+            "takes one point at a time and stops in a step where the next one does not come. Use a "
+            "joint_trajectory_controller; check=true and dry_run=true work"
+        )
     with ExitStack() as stack:
         arm = RosArm(config.robot)
         arm.start()

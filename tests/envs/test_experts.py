@@ -31,8 +31,8 @@ def run(env: Any, seed: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "target", "least"),
     [
-        ("pick_place", "easy", 198),
-        ("push", "hard", 190),
+        pytest.param("pick_place", "easy", 198, marks=pytest.mark.slow),
+        pytest.param("push", "hard", 190, marks=pytest.mark.slow),
         ("reach", "easy", 198),
         ("reach_around", "hard", 198),
     ],

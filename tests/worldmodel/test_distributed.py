@@ -233,10 +233,8 @@ def test_two_processes_train_as_one(one: Path, two: Path) -> None:
     assert len(list((two.parent / "cache").glob("*.h5"))) == 1
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_one_stops_all_and_it_goes_on_exactly(
     start: Launcher,
     data: Path,
@@ -266,6 +264,7 @@ def test_a_signal_to_one_stops_all_and_it_goes_on_exactly(
     require_close(other, one)
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_in_two(
     start: Launcher, data: Path, one: Path, tmp_path: Path
 ) -> None:

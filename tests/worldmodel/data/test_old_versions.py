@@ -120,6 +120,7 @@ def command_in(message: str) -> list[str]:
     return shlex.split(message[start : message.index(" (in place", start)])
 
 
+@pytest.mark.slow
 def test_the_command_that_is_named_converts(tmp_path: Path) -> None:
     """As it stands: offline, in place, with a space in the path; the original is kept."""
     root = write_v21(tmp_path / "my data" / "push it")
