@@ -12,8 +12,6 @@ recordings are only read.
 from __future__ import annotations
 
 import dataclasses
-import errno
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,19 +22,18 @@ from typing import Any
 
 import hydra
 import numpy as np
-import pyarrow.parquet as pq
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from rich.console import Console
 
 from envs.dataset import SOURCE, DatasetWriter
 from envs.ros.bags import files_of
-from envs.ros.episodes import BagEpisode, BagEpisodes, Choice, open_episodes
+from envs.ros.episodes import BagEpisodes, Choice, open_episodes
 from envs.ros.frames import Ages
 from envs.ros.robot import RobotConfig, checked
 from worldmodel.data.hdf5 import fingerprint
 
 from ._cli import refuse_unknown_keys
+from ._importing import require_given, require_same_beginning, run_import
 from ._signals import deferred_signals
 
 Progress = Callable[[str, int, int], None]
@@ -167,7 +164,7 @@ def import_bag(config: ImportConfig, progress: Progress | None = None) -> Import
         crf=config.crf,
     )
     before = writer.total_episodes
-    _require_same_beginning(writer, episodes)
+    require_same_beginning(writer, [e.name for e in episodes])
     lengths = [len(episode) for episode in episodes]
     cameras = max(1, len(meaning.cameras))
     done, total = cameras * sum(lengths[:before]), cameras * sum(lengths)
@@ -256,24 +253,6 @@ def _source(config: ImportConfig, found: BagEpisodes) -> dict[str, Any]:
     }
 
 
-def _require_same_beginning(writer: DatasetWriter, episodes: tuple[BagEpisode, ...]) -> None:
-    """Refuse to go on with other episodes than those that were begun with."""
-    if not writer.total_episodes:
-        return
-    committed = [("episode_index", "<", writer.total_episodes)]
-    columns = ["episode_index", "name"]
-    table = pq.read_table(writer.root / "meta/episodes", columns=columns, filters=committed)
-    there = table.sort_by("episode_index")["name"].to_pylist()
-    wanted = [episode.name for episode in episodes]
-    if there != wanted[: len(there)]:
-        first = next(i for i, name in enumerate(there) if wanted[i : i + 1] != [name])
-        instead = f"{wanted[first]} is" if first < len(wanted) else "nothing more is"
-        raise ValueError(
-            f"{writer.root} holds {len(there)} episodes, and number {first} is {there[first]}, "
-            f"where {instead} wanted now; choose another out="
-        )
-
-
 @hydra.main(version_base=None, config_path="../configs", config_name="import_bag")
 def run(values: DictConfig) -> None:
     """Import, with a progress bar."""
@@ -281,59 +260,12 @@ def run(values: DictConfig) -> None:
         "source": "say what to import, as in source=recordings/",
         "out": "say where the dataset goes, as in out=outputs/imported",
     }
-    for name, hint in missing.items():
-        if OmegaConf.is_missing(values, name):
-            raise SystemExit(f"{name} is missing: {hint}")
+    require_given(values, missing)
     try:
         config: ImportConfig = OmegaConf.to_object(values)  # type: ignore[assignment]
     except ValueError as error:  # ages that mean nothing
         raise SystemExit(str(error)) from None
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    # SIGTERM ends like Ctrl-C: what is finished is committed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = Console()
-    columns = (
-        TextColumn("importing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=console)
-    task = bar.add_task("")
-
-    def show(what: str, done: int, total: int) -> None:
-        bar.start()  # not before there is something to show: an error may come first
-        bar.update(task, description=what, completed=done, total=total)
-
-    try:
-        result = import_bag(config, show)
-    except KeyboardInterrupt:
-        bar.stop()
-        console.print(f"Stopped. {config.out} holds what is finished; the same command goes on.")
-        raise SystemExit(130) from None
-    except ValueError as error:
-        bar.stop()
-        raise SystemExit(str(error)) from None
-    except OSError as error:
-        bar.stop()
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = ". Make space, and the same command goes on; crf=18 needs several times less"
-        hint = f"{hint} (with another out=)" if full else ""
-        raise SystemExit(f"{error}{hint}") from None
-    finally:
-        bar.stop()
-    for line in summary(result):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    run_import(lambda show: import_bag(config, show), config.out, summary)
 
 
 def summary(result: ImportResult) -> list[str]:

@@ -10,9 +10,7 @@ last commit. The source is only read.
 
 from __future__ import annotations
 
-import errno
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,10 +20,8 @@ from typing import Any
 
 import hydra
 import numpy as np
-import pyarrow.parquet as pq
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from rich.console import Console
 
 from envs.dataset import SOURCE, DatasetWriter
 from worldmodel.data import DatasetError
@@ -38,6 +34,7 @@ from worldmodel.data.hdf5 import (
 )
 
 from ._cli import refuse_unknown_keys
+from ._importing import require_given, require_same_beginning, run_import
 from ._signals import deferred_signals
 
 Progress = Callable[[str, int, int], None]
@@ -153,7 +150,7 @@ def import_hdf5(config: ImportConfig, progress: Progress | None = None) -> Impor
         crf=config.crf,
     )
     before = writer.total_episodes
-    _require_same_beginning(writer, episodes)
+    require_same_beginning(writer, [e.name for e in episodes])
     lengths = [episode.length for episode in episodes]
     cameras = max(1, len(demonstrations.images))
     done, total = cameras * sum(lengths[:before]), cameras * sum(lengths)
@@ -247,28 +244,6 @@ def _source(config: ImportConfig, demonstrations: Demonstrations) -> dict[str, A
     }
 
 
-def _require_same_beginning(writer: DatasetWriter, episodes: tuple[Demonstration, ...]) -> None:
-    """Refuse to go on with other episodes than those that were begun with.
-
-    So mask, skip, only_successful and episodes may change as long as what is there stays right: a
-    damaged episode that is found in the middle can be skipped.
-    """
-    if not writer.total_episodes:
-        return
-    committed = [("episode_index", "<", writer.total_episodes)]
-    columns = ["episode_index", "name"]
-    table = pq.read_table(writer.root / "meta/episodes", columns=columns, filters=committed)
-    there = table.sort_by("episode_index")["name"].to_pylist()
-    wanted = [episode.name for episode in episodes]
-    if there != wanted[: len(there)]:
-        first = next(i for i, name in enumerate(there) if wanted[i : i + 1] != [name])
-        instead = f"{wanted[first]} is" if first < len(wanted) else "nothing more is"
-        raise ValueError(
-            f"{writer.root} holds {len(there)} episodes, and number {first} is {there[first]}, "
-            f"where {instead} wanted now; choose another out="
-        )
-
-
 @hydra.main(version_base=None, config_path="../configs", config_name="import_hdf5")
 def run(values: DictConfig) -> None:
     """Import, with a progress bar."""
@@ -278,56 +253,11 @@ def run(values: DictConfig) -> None:
         "fps": "say how many actions a second were recorded, as in fps=20: robomimic and LIBERO "
         "record at 20, ALOHA at 50",
     }
-    for name, hint in missing.items():
-        if OmegaConf.is_missing(values, name):
-            raise SystemExit(f"{name} is missing: {hint}")
+    require_given(values, missing)
     config: ImportConfig = OmegaConf.to_object(values)  # type: ignore[assignment]
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
+    run_import(
+        lambda show: import_hdf5(config, show), config.out, lambda result: summary(config, result)
     )
-
-    # SIGTERM ends like Ctrl-C: what is finished is committed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = Console()
-    columns = (
-        TextColumn("importing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=console)
-    task = bar.add_task("")
-
-    def show(what: str, done: int, total: int) -> None:
-        bar.start()  # not before there is something to show: an error may come first
-        bar.update(task, description=what, completed=done, total=total)
-
-    try:
-        result = import_hdf5(config, show)
-    except KeyboardInterrupt:
-        bar.stop()
-        console.print(f"Stopped. {config.out} holds what is finished; the same command goes on.")
-        raise SystemExit(130) from None
-    except ValueError as error:
-        bar.stop()
-        raise SystemExit(str(error)) from None
-    except OSError as error:
-        bar.stop()
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = ". Make space, and the same command goes on; crf=18 needs several times less"
-        hint = f"{hint} (with another out=)" if full else ""
-        raise SystemExit(f"{error}{hint}") from None
-    finally:
-        bar.stop()
-    for line in summary(config, result):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def summary(config: ImportConfig, result: ImportResult) -> list[str]:
