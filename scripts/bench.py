@@ -275,7 +275,7 @@ def run_bench(config: BenchConfig, console: Console) -> dict[str, Any]:
         progress = stack.enter_context(new_progress(console))
         for latency in config.latency_ms:
             for prefix in config.prefix:
-                acting = PolicyConfig(steps=config.steps, execute=1, prefix=prefix)
+                acting = PolicyConfig(steps=config.steps)
                 inference = InferenceProcess(str(path), acting, delay_s=latency / 1000)
                 try:
                     how = replace(config.runtime, prefix=prefix)

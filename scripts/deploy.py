@@ -313,7 +313,7 @@ def drive(config: DeployConfig, console: Console) -> Runtime:
         box = workspace(config.robot, description)
         inference = InferenceProcess(
             str(find(config.checkpoint)),
-            PolicyConfig(steps=config.steps, execute=1, prefix=config.runtime.prefix),
+            PolicyConfig(steps=config.steps),
             str(choose_device(config.device)),
             config.delay_s,
         )

@@ -13,6 +13,8 @@ import numpy as np
 
 from .arm import Measured, Reading
 
+PRESSED = "the emergency stop is pressed"
+
 
 @dataclass
 class GateConfig:
@@ -75,7 +77,7 @@ class Gates:
         if not generation:
             return "the link to the robot is lost"
         if reading.stopped:
-            return "the emergency stop is pressed"
+            return PRESSED
         if reading.problem:
             return reading.problem
         return self._joints(reading.joints, now) or self._images(reading, now)

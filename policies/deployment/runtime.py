@@ -28,7 +28,7 @@ import numpy as np
 from ..flow_policy import Moment, span_of
 from ..safety import Filtered, SafetyFilter
 from .arm import Arm, LinkError, Reading, Trajectory, require_fit
-from .gates import GateConfig, Gates
+from .gates import PRESSED, GateConfig, Gates
 from .inference import Chunk, Inference, InferenceError, Question
 from .plan import Plan, eased, ending_at_rest
 
@@ -104,8 +104,8 @@ class RuntimeConfig:
                 raise ValueError(f"{name} must be at least 0, found {getattr(self, name)}")
         if self.execute < 1 or self.prefix < 0:
             raise ValueError(
-                f"execute is at least 1, prefix and ramp_s at least 0; found execute="
-                f"{self.execute}, prefix={self.prefix}, ramp_s={self.ramp_s}"
+                f"execute is at least 1 and prefix at least 0; found execute={self.execute}, "
+                f"prefix={self.prefix}"
             )
         if self.lead_s < 2 / self.controller_hz - 1e-9:
             raise ValueError(
@@ -759,7 +759,6 @@ def _values(trajectory: Trajectory) -> dict[str, np.ndarray]:
     return {name: getattr(trajectory, name) for name in ("times", "positions", "velocities")}
 
 
-PRESSED = "the emergency stop is pressed"
 STILL_S = 0.1
 """An arm is at rest if its joints are where they were so long ago."""
 FIGURE = re.compile(r"[-+]?\d+(\.\d+)?")

@@ -103,7 +103,8 @@ class FakeServer:
         self._server.close(close_connections=False)
         for connection in list(self.connections):
             sock = connection.transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if sock.fileno() >= 0:  # else the client has gone by itself, and it is closed
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.transport.abort()
         await self._server.wait_closed()
         self._server = None

@@ -508,7 +508,9 @@ def test_other_machines_are_not_spoken_to_unencrypted(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["ws://127.0.0.1:9090", "ws://localhost", "ws://[::1]:9090"])
 def test_this_machine_is_spoken_to(url: str) -> None:
-    Bridge(url)
+    bridge = Bridge(url)
+    assert bridge.url == url
+    assert not bridge.connected  # not before it is started
 
 
 @pytest.mark.parametrize("url", ["", "http://127.0.0.1", "127.0.0.1:9090", "ws://", "ws:/x"])
