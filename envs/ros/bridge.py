@@ -474,6 +474,8 @@ class Bridge:
             return future.result(HOP_S)
         except concurrent.futures.TimeoutError:
             if future.cancel():
+                if self._loop.is_closed():  # it was ending while it was asked
+                    raise NotConnectedError(f"the bridge has ended: {self._why}") from None
                 raise StalledError(f"the bridge's thread was busy for {HOP_S} s") from None
             return future.result()
 
